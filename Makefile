@@ -1,0 +1,62 @@
+# make prune   train, prune and fine-tune the embedded example        make test   all tests
+# make install the environment alone       make lint   style and types       make bench  benchmarks
+#
+# Each target does all set-up it needs, and only once: the environment again when requirements.lock changes, the native
+# library again when its sources do. SRR_BUILD=cpu|cuda|none chooses what is built (default auto), PYTHON the interpreter.
+
+PYTHON ?= python3
+SRR_BUILD ?= auto
+ARGS ?=
+JOBS ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKED := $(VENV)/.locked
+BUILT := $(VENV)/.built-$(SRR_BUILD)
+NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu)
+
+.PHONY: install prune test pytest ctest lint bench clean
+.DELETE_ON_ERROR:
+
+install: $(BUILT)
+
+$(LOCKED): requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+# One stamp at a time: a build in another mode replaces the library.
+$(BUILT): $(LOCKED) setup.py pyproject.toml $(NATIVE)
+	rm -f $(VENV)/.built-*
+	SRR_BUILD=$(SRR_BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	touch $@
+
+prune: $(BUILT)
+	$(BIN)/python -m srr_ext.prune $(ARGS)
+
+test: ctest pytest
+
+# One worker per core, so each computes with one thread.
+pytest: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+# The C++ core alone: needs a compiler, but no torch.
+ctest: $(LOCKED)
+	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build build/core
+	$(BIN)/ctest --test-dir build/core --output-on-failure
+
+lint: $(LOCKED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+bench: $(BUILT)
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info srr_ext/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f $(VENV)/.built-*

@@ -1,0 +1,59 @@
+// The ragged buffer of all layers' filter graphs, as the ops receive it.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "../core/bit_graph.h"
+
+namespace srr::cpu {
+
+// Graph i, for all i, behind a check that the buffer has the size its layers need. int64 words carry the bits of
+// uint64 ones, because few torch functions accept the unsigned type.
+class Layers {
+ public:
+  Layers(const torch::stable::Tensor& words, const std::vector<int64_t>& n_filters) : n_filters_(n_filters) {
+    STD_TORCH_CHECK(words.scalar_type() == torch::headeronly::ScalarType::Long && words.is_contiguous(),
+                    "words must be a contiguous int64 tensor");
+    int64_t total = 0;
+    for (const int64_t n : n_filters) {
+      STD_TORCH_CHECK(n >= 0, "n_filters must not be negative, got ", n);
+      offsets_.push_back(total);
+      total += n * words_for(n);
+    }
+    STD_TORCH_CHECK(words.numel() == total, "words must have ", total, " elements for these n_filters, got ",
+                    words.numel());
+    words_ = static_cast<const uint64_t*>(words.const_data_ptr());
+  }
+
+  int64_t size() const { return static_cast<int64_t>(n_filters_.size()); }
+  BitGraph operator[](int64_t i) const { return bit_graph(words_ + offsets_[i], n_filters_[i]); }
+
+  // Words of all graphs together, about a nanosecond of work each in a pass over every row.
+  double total_words() const {
+    double total = 0;
+    for (const int64_t n : n_filters_) total += static_cast<double>(n * words_for(n));
+    return total;
+  }
+
+  // Layers by number of filters, widest first: the long jobs start first.
+  std::vector<int64_t> widest_first() const {
+    std::vector<int64_t> order(n_filters_.size());
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return n_filters_[a] > n_filters_[b]; });
+    return order;
+  }
+
+ private:
+  std::vector<int64_t> n_filters_;
+  std::vector<int64_t> offsets_;
+  const uint64_t* words_;
+};
+
+}  // namespace srr::cpu

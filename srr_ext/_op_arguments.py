@@ -1,0 +1,102 @@
+"""Checks of the ops' arguments, shared by the native ops and the reference so that both refuse the same things."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .bit_graphs import FilterGraphs
+
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_weights(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the weights as a list without gradients, of tensors [n_filters, ...] on one device."""
+    if isinstance(weights, Tensor):
+        raise TypeError("weights must be a sequence of tensors, one per layer, got a single tensor: wrap it in a list")
+    tensors = list(weights)
+    for i, weight in enumerate(tensors):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weights[{i}] must be a tensor, got {type(weight).__name__}")
+        if weight.dtype not in WEIGHT_DTYPES:
+            raise TypeError(f"weights[{i}] must be float16, bfloat16, float32 or float64, got {weight.dtype}")
+        if weight.dim() == 0:
+            raise ValueError(f"weights[{i}] must have shape [n_filters, ...], got a tensor without dimensions")
+        if weight.device != tensors[0].device:
+            raise ValueError(f"weights[{i}] must be on {tensors[0].device} like weights[0], got {weight.device}")
+    return [weight.detach() for weight in tensors]
+
+
+def check_gamma(gamma: float) -> float:
+    """Return the distance threshold as a float."""
+    if isinstance(gamma, (bool, str)) or not hasattr(gamma, "__float__"):
+        raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
+    value = float(gamma)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"gamma must be finite and at least 0, got {value}")
+    return value
+
+
+def not_finite_message(layer: int, filter_index: int) -> str:
+    """Message of the ValueError for weights that are not numbers."""
+    return (
+        f"weights[{layer}] must be finite, got NaN or infinity in filter {filter_index}: "
+        "check that training did not diverge and that the checkpoint was read whole"
+    )
+
+
+def check_graphs(graphs: FilterGraphs) -> FilterGraphs:
+    """Return the graphs."""
+    if not isinstance(graphs, FilterGraphs):
+        raise TypeError(f"graphs must be a FilterGraphs (see filter_graphs), got {type(graphs).__name__}")
+    return graphs
+
+
+def check_radius(radius: int) -> int:
+    """Return the radius of the balls, 1 or 2."""
+    if isinstance(radius, bool) or radius not in (1, 2):
+        raise ValueError(f"radius must be 1 or 2, got {radius!r}")
+    return int(radius)
+
+
+def check_orders(graphs: FilterGraphs, orders: Sequence[Tensor]) -> list[Tensor]:
+    """Return the removal orders as CPU int64 tensors, one permutation per layer."""
+    tensors = [torch.as_tensor(order) for order in orders]
+    if len(tensors) != len(graphs):
+        raise ValueError(f"orders must have one entry per layer ({len(graphs)}), got {len(tensors)}")
+    for i, (order, n) in enumerate(zip(tensors, graphs.n_filters, strict=True)):
+        is_integer = not (order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool)
+        if not is_integer and order.numel() > 0:  # an empty list becomes an empty float tensor
+            raise TypeError(f"orders[{i}] must be integers, got {order.dtype}")
+        if order.shape != (n,) or not torch.equal(order.long().cpu().sort().values, torch.arange(n)):
+            raise ValueError(
+                f"orders[{i}] must be a permutation of 0 .. {n - 1}, got a tensor of shape {list(order.shape)}"
+            )
+    return [order.detach().to("cpu", torch.int64) for order in tensors]
+
+
+def check_limits(graphs: FilterGraphs, limits: Sequence[int] | None) -> list[int]:
+    """Return how many entries of each trajectory are wanted, all of them by default."""
+    if limits is None:
+        return list(graphs.n_filters)
+    counts = [int(limit) for limit in limits]
+    if len(counts) != len(graphs):
+        raise ValueError(f"limits must have one entry per layer ({len(graphs)}), got {len(counts)}")
+    for i, (count, n) in enumerate(zip(counts, graphs.n_filters, strict=True)):
+        if not 0 <= count <= n:
+            raise ValueError(f"limits[{i}] must lie in 0 .. {n}, the layer's number of filters, got {count}")
+    return counts
+
+
+def check_redundancy_weights(component_weight: float, cover_weight: float) -> tuple[float, float]:
+    """Return the two weights of the redundancy's denominator as floats."""
+    weights = float(component_weight), float(cover_weight)
+    for name, value in zip(("component_weight", "cover_weight"), weights, strict=True):
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    if sum(weights) == 0:
+        raise ValueError("component_weight and cover_weight must not both be 0")
+    return weights

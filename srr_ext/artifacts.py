@@ -1,0 +1,176 @@
+"""What a run leaves behind, and how a pruned network is saved and loaded without pickle.
+
+A run folder holds ``config.json`` (the resolved configuration), ``plan.json``, ``architecture.json`` (how to make the
+dense network by name; absent for a network of the user's own), ``model.safetensors``, ``report.json``, ``log.jsonl``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
+
+from srr_ext.files import existing, read_json, replace_file, write_json, write_text
+from srr_ext.models import Architecture, architecture_of
+from srr_ext.plan import PruningPlan
+from srr_ext.surgery import cut
+
+CONFIG = "config.json"
+PLAN = "plan.json"
+ARCHITECTURE = "architecture.json"
+WEIGHTS = "model.safetensors"
+REPORT = "report.json"
+LOG = "log.jsonl"
+
+
+def save(folder: str | Path, model: nn.Module, plan: PruningPlan, *, architecture: Architecture | None = None) -> Path:
+    """Write a pruned network: its plan, its tensors and how to make the dense one.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if it is missing; files of these names that are there are replaced, each at once.
+    model : nn.Module
+        The pruned network, on any device. Shared tensors are written once.
+    plan : PruningPlan
+        What was removed from the dense network.
+    architecture : Architecture, optional
+        How to make the dense network; default what :func:`srr_ext.models.create` recorded in it.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    TypeError
+        ``model`` or ``plan`` is something else.
+    OSError
+        The folder cannot be written.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but is {type(model).__name__}")
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(f"plan must be a PruningPlan, but is {type(plan).__name__}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = architecture or architecture_of(model)
+    if architecture is not None:
+        write_json(folder / ARCHITECTURE, {"name": architecture.name, "options": architecture.options})
+    else:
+        (folder / ARCHITECTURE).unlink(missing_ok=True)  # one of an earlier network would rebuild the wrong one
+    write_text(folder / PLAN, plan.to_json())
+    replace_file(folder / WEIGHTS, lambda path: save_model(model, str(path)))
+    return folder
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Read a pruned network written by :func:`save`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The run folder.
+    model : nn.Module, optional
+        The dense network, for one that :func:`srr_ext.models.create` did not make. It is copied, not changed; its
+        weights do not matter.
+
+    Returns
+    -------
+    nn.Module
+        The pruned network in evaluation mode, on the CPU (with ``model``: where that is), in the saved dtype.
+
+    Raises
+    ------
+    ValueError
+        Missing or damaged files, no ``model`` where it is needed, or files that do not fit the network: the first
+        layer or tensor that disagrees is named.
+    """
+    folder = Path(folder)
+    plan = PruningPlan.load(existing(folder / PLAN))
+    weights = existing(folder / WEIGHTS)
+    if model is None:
+        model = _read_architecture(folder).build()
+    small = cut(model, plan)
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}); copy it again or repeat the run") from error
+    expected = small.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if name not in expected:
+            raise ValueError(f"{weights} has {name}, which the model lacks; it belongs to another architecture")
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, but the pruned model's has {list(expected[name].shape)}"
+            raise ValueError(f"{weights}: {name} has shape {shapes}; weights, plan and model do not belong together")
+        if tensor.dtype != expected[name].dtype:
+            expected[name].data = expected[name].data.to(tensor.dtype)  # copying into another dtype would round
+    missing, _ = load_model(small, weights, strict=False)  # knows which shared tensors were written once
+    if missing:
+        raise ValueError(f"{weights} lacks {min(missing)}; it belongs to another architecture")
+    return small.eval()
+
+
+def _read_architecture(folder: Path) -> Architecture:
+    path = folder / ARCHITECTURE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds a network that was not made by name; pass model=, the dense network")
+    record = read_json(path)
+    if not isinstance(record, dict) or set(record) != {"name", "options"}:
+        raise ValueError(f"{path} must hold name and options, but holds {record!r:.80}")
+    return Architecture(record["name"], record["options"])
+
+
+class RunFolder:
+    """The folder of one run, made at its start so that a bad place is refused before any work.
+
+    Parameters
+    ----------
+    path : Path or None
+        An empty or missing folder; None takes the first free ``runs/NAME-001``, ``runs/NAME-002``, ...
+    name : str
+        For the default place.
+
+    Raises
+    ------
+    ValueError
+        The folder is in use or cannot be written.
+    """
+
+    def __init__(self, path: Path | None, name: str) -> None:
+        if path is None:
+            safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+            numbered = (Path("runs") / f"{safe}-{number:03d}" for number in range(1, 10**6))
+            path = next(place for place in numbered if not place.exists())
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path} is in use; name a new or empty folder")
+        self.path = path
+        self._made = [place for place in (path, *path.parents) if not place.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / LOG).touch()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written ({error.strerror})") from error
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to ``log.jsonl``."""
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file."""
+        write_json(self.path / name, value)
+
+    def discard(self) -> None:
+        """Remove what this run has made, after a refusal."""
+        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, REPORT, LOG):
+            (self.path / name).unlink(missing_ok=True)
+        for place in self._made:
+            with contextlib.suppress(OSError):  # something else has been put there meanwhile
+                place.rmdir()

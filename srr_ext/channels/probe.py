@@ -1,0 +1,185 @@
+"""Find what no rule can see: sizes written as literals, and code that depends on widths.
+
+The model is cut at random, run on labels again, and every operation must give what is left of the labels it gave
+before. Where one does not (or fails), the channels it reads are pinned, and the probe is repeated until
+complementary cuts run clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from srr_ext.channels.calls import Step
+from srr_ext.channels.groups import build_groups
+from srr_ext.channels.labels import Labels, LabelSpace, compact
+from srr_ext.channels.records import NO_VERTEX, ChannelGroup, Pin
+from srr_ext.channels.trace import AxisNote, LabelTracer, Notes
+from srr_ext.layers import cut_layers, kept_positions
+
+SMALL_GROUP = 8  # vertices
+
+
+@dataclass(frozen=True, eq=False)
+class Journal:
+    """The steps of one pass, the plain numbers it put out, and the mode the model was in."""
+
+    steps: Sequence[Step]
+    numbers: Sequence[int | float]
+    training: bool
+
+
+class Disagreement(Exception):
+    """A step of the cut model is not what is left of the full model's."""
+
+
+class ReplayTracer(LabelTracer):
+    """Runs a cut model and compares every step with the journal of the full one."""
+
+    def __init__(
+        self, model: nn.Module, space: LabelSpace, notes: Notes, journal: Journal, removed: np.ndarray
+    ) -> None:
+        super().__init__(model, space, notes)
+        self._journal, self._removed = journal, removed
+
+    def record(self, step: Step) -> None:
+        """Compare, then append."""
+        at = len(self.steps)
+        expected = self._journal.steps[at] if at < len(self._journal.steps) else None
+        if expected is None or (expected.name, expected.module) != (step.name, step.module):
+            raise Disagreement("another operation runs")
+        for (shape, base), (full_shape, full_base) in zip(step.made, expected.made, strict=True):
+            if (base is None) != (full_base is None):
+                raise Disagreement("labels appear or vanish")
+            if base is None or full_base is None:
+                if expected.read and shape != full_shape:
+                    raise Disagreement("a fixed result changes its size")
+                continue
+            if step.constants != expected.constants:
+                raise Disagreement("a number that it uses changes")
+            left = compact(self.space, Labels(full_base, full_shape), self._removed)
+            if left is None:
+                agree = 0 in shape
+            else:
+                agree = left[0] == shape and left[1].shape == base.shape and torch.equal(left[1], base)
+            if not agree:
+                raise Disagreement("channels are not where they were")
+        super().record(step)
+
+
+def random_cuts(groups: Sequence[ChannelGroup], seed: int) -> list[dict[str, np.ndarray]]:
+    """Pairs of complementary choices of kept vertices per group.
+
+    In every pair each vertex goes once, so that a channel that only one literal index reads is found. A quarter to
+    three quarters stay, an odd number first, so that halves and pairs fall apart. Two pairs make luck unlikely, except
+    in groups so small that few choices differ: then there are six.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = 2 if min(group.size for group in groups) >= SMALL_GROUP else 6
+    cuts: list[dict[str, np.ndarray]] = [{} for _ in range(2 * pairs)]
+    for group in groups:
+        odd = [at for at in range(1, group.size, 2) if group.size <= 4 * at <= 3 * group.size] or [1]
+        for first, second in zip(cuts[::2], cuts[1::2], strict=True):
+            order = rng.permutation(group.size)
+            at = odd[int(rng.integers(len(odd)))]
+            first[group.name] = np.sort(order[:at])
+            second[group.name] = np.sort(order[at:] if group.size > 1 else order)
+    return cuts
+
+
+def disagreeing_labels(
+    model: nn.Module,
+    example_inputs: Any,
+    space: LabelSpace,
+    notes: Notes,
+    journals: Sequence[Journal],
+    groups: Sequence[ChannelGroup],
+    kept: Mapping[str, np.ndarray],
+) -> tuple[list[torch.Tensor], str] | None:
+    """Cut the model to ``kept`` and replay its journals.
+
+    Returns
+    -------
+    tuple of (list of Tensor, str) or None
+        Labels read by the first step that disagrees, with the reason to pin them; None if all agree.
+    """
+    sides = kept_positions(groups, kept)
+    removed = np.zeros(len(space), dtype=bool)
+    axes = {}
+    for key, note in notes.axes.items():
+        positions = sides.get(key)
+        if positions is None:
+            axes[key] = note
+            continue
+        left = torch.from_numpy(positions)
+        gone = np.ones(len(note.labels), dtype=bool)
+        gone[positions] = False
+        removed[note.labels.numpy()[gone]] = True
+        axes[key] = AxisNote(note.module, note.side, note.role, note.labels[left])
+    small = cut_layers(model, sides, rehearse=True)
+    for journal in journals:
+        tracer = ReplayTracer(small.train(journal.training), space, Notes(dict(axes)), journal, removed)
+        space.frozen = True
+        try:
+            tracer.trace(example_inputs)
+            problem = "" if len(tracer.steps) == len(journal.steps) else "fewer operations run"
+            if not problem and tracer.numbers != journal.numbers:
+                return [], "the model puts out a number that depends on its width"
+        except Exception as error:  # whatever the model raises when its channels are missing is the finding
+            problem = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        finally:
+            space.frozen = False
+        if problem:
+            step = journal.steps[min(len(tracer.steps), len(journal.steps) - 1)]
+            return step.read, f"{step.name} in {step.module or 'the model'} depends on the width ({problem})"
+    return None
+
+
+def settle(
+    model: nn.Module, example_inputs: Any, space: LabelSpace, notes: Notes, journals: Sequence[Journal]
+) -> tuple[tuple[ChannelGroup, ...], tuple[Pin, ...]]:
+    """Pin whatever disagrees until complementary random cuts of all groups run clean; return what is left."""
+    seed = 0
+    while True:
+        groups, pins = build_groups(space, notes)
+        finding = None
+        for kept in random_cuts(groups, seed) if groups else ():
+            finding = finding or disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept)
+        if finding is None:
+            return groups, pins
+        labels, reason = finding
+        before = len(space.pinned_classes())
+        for read in labels:
+            space.pin(read, reason)
+        if len(space.pinned_classes()) == before:
+            _pin_culprits(model, example_inputs, space, notes, journals, groups, reason)
+        seed += 1
+
+
+def _pin_culprits(
+    model: nn.Module,
+    example_inputs: Any,
+    space: LabelSpace,
+    notes: Notes,
+    journals: Sequence[Journal],
+    groups: Sequence[ChannelGroup],
+    reason: str,
+) -> None:
+    """Cut one group at a time and pin those that disagree; all of them if none does alone."""
+    alone = [
+        group
+        for group in groups
+        if any(
+            disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept)
+            for kept in random_cuts([group], 0)
+        )
+    ]
+    for group in alone or groups:
+        for member in group.producers:
+            labels = notes.axes[member.module, member.side].labels
+            space.pin(labels[torch.from_numpy(member.vertex != NO_VERTEX)], reason)

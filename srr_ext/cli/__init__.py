@@ -1,0 +1,1 @@
+"""What the commands share: flags from dataclasses, errors in one line, tables."""

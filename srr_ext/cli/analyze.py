@@ -1,0 +1,77 @@
+"""``python -m srr_ext.analyze`` and ``srr analyze``: show where a network is redundant and what must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+
+from srr_ext.channels import analyze_channels
+from srr_ext.cli import steps
+from srr_ext.cli.parsing import UsageError, blame, flag_of, parse, run_command
+from srr_ext.cli.tables import make_console, pin_table, redundancy_table
+from srr_ext.config import AnalyzeConfig
+from srr_ext.files import write_json
+from srr_ext.progress import on
+from srr_ext.redundancy import analyze
+
+
+def show(config: AnalyzeConfig, console: Console) -> None:
+    """Analyse and print.
+
+    Parameters
+    ----------
+    config : AnalyzeConfig
+        Everything the user decides.
+    console : rich.console.Console
+        Receives the tables.
+
+    Raises
+    ------
+    UsageError
+        Something the user can put right.
+    """
+    if config.output is not None and (config.output.exists() or not config.output.parent.is_dir()):
+        raise UsageError("--output", f"{config.output} is there already, or its folder is not; name a new file")
+    progress = on(console)
+    images = steps.load_data(config, progress)
+    network = steps.dense_network(config, images, progress)
+    example = images.example()
+    with blame(flag_of(next(iter(config.target))), AnalyzeConfig):
+        report = analyze(
+            network, example, config.gamma, streams=config.streams, ignored=config.ignored, **config.target
+        )
+    console.print(redundancy_table(report))
+    if report.pins:
+        console.print(pin_table(report.pins))
+    unreached = analyze_channels(network, example, ignored=config.ignored).unreached
+    if unreached:
+        console.print(f"never reached by an image: {', '.join(unreached)}", markup=False)
+    if config.output is not None:
+        with blame("--output"):
+            write_json(config.output, asdict(report) | {"unreached": unreached})
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.analyze") -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; default those of the process.
+    prog : str
+        Name of the command in messages.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+
+    def command() -> None:
+        config = parse(AnalyzeConfig, argv, prog)
+        steps.check(config)
+        show(config, make_console())
+
+    return run_command(command, prog)

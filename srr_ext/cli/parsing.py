@@ -1,0 +1,226 @@
+"""From a configuration dataclass to flags, and from errors to one line that names the flag."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+C = TypeVar("C")
+
+_SHORT = {"fine_tune.epochs": "--epochs"}  # second spelling of a flag that is used often
+_FIELD_DOC = re.compile(r"^(\w+) : .*\n((?:    .+\n?)+)", re.MULTILINE)
+
+
+class UsageError(Exception):
+    """Something the user can put right: shown in one line, with exit code 2.
+
+    Parameters
+    ----------
+    flag : str
+        The flag to change, e.g. ``--data``; may be empty.
+    message : str
+        What is wrong and what to do.
+    """
+
+    def __init__(self, flag: str, message: str) -> None:
+        text = " ".join(message.split())
+        super().__init__(f"{flag}: {text}" if flag else text)
+
+
+@contextmanager
+def blame(flag: str, config: type | None = None) -> Iterator[None]:
+    """Turn the errors that bad values cause into a :class:`UsageError` of this flag.
+
+    Parameters
+    ----------
+    flag : str
+        E.g. ``--weights``.
+    config : type, optional
+        A dataclass: a message that begins with the name of one of its fields (``floor must be ...``) blames that one.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        message = str(error) or type(error).__name__
+        fields_known = {flag_of(entry.name) for entry in fields(config)} if config else set()
+        first = re.match(r"(\w+)(?:: | )", message)
+        if first and flag_of(first[1]) in {flag, *fields_known}:
+            flag, message = flag_of(first[1]), message[first.end() :]
+        raise UsageError(flag, message) from error
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a configuration field: ``--keep-macs`` for ``keep_macs``."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print ``prog: error: what`` and exit with code 2."""
+        sys.stderr.write(f"{self.prog}: error: {_one_line(message)}\n")
+        sys.exit(2)
+
+
+def make_parser(config: type[C], prog: str) -> ArgumentParser:
+    """Return a parser with one flag per field of the dataclass.
+
+    Parameters
+    ----------
+    config : type
+        A dataclass; the Attributes section of its docstring is the help text. Fields that are dataclasses themselves
+        become groups with dotted flags.
+    prog : str
+        Name of the command.
+
+    Returns
+    -------
+    jsonargparse.ArgumentParser
+        It also has ``--config FILE`` (YAML or JSON) and ``--print_config``.
+    """
+    summary = inspect.cleandoc(config.__doc__ or "").split("\n\n")[0]
+    parser = _Parser(prog=prog, description=summary, default_env=False)
+    parser.add_argument("--config", action="config", help="YAML or JSON file with any of these settings.")
+    groups: dict[str, Any] = {"": parser}
+    for key, kind, default, text in _flat(config):
+        prefix = key.rpartition(".")[0]
+        if prefix not in groups:
+            groups[prefix] = parser.add_argument_group(prefix.replace("_", "-"), _field_texts(config)[prefix])
+        names = [flag_of(key)] + ([_SHORT[key]] if key in _SHORT else [])
+        if kind is bool:
+            groups[prefix].add_argument(*names, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
+        elif get_origin(kind) is tuple:
+            groups[prefix].add_argument(*names, nargs="*", type=get_args(kind)[0], default=list(default), help=text)
+        else:
+            groups[prefix].add_argument(*names, type=kind, default=default, help=text)
+    return parser
+
+
+def parse(config: type[C], argv: Sequence[str] | None, prog: str) -> C:
+    """Read the command line into the dataclass.
+
+    Parameters
+    ----------
+    config : type
+        The dataclass.
+    argv : sequence of str or None
+        Arguments; None takes those of the process.
+    prog : str
+        Name of the command.
+
+    Returns
+    -------
+    object
+        An instance of ``config``.
+
+    Raises
+    ------
+    UsageError
+        A value that a dataclass refuses.
+    SystemExit
+        With code 2 for a bad flag, 0 after ``--help`` and ``--print_config``.
+    """
+    return _build(config, make_parser(config, prog).parse_args(argv), "")
+
+
+def run_command(command: Callable[[], int | None], prog: str) -> int:
+    """Run a command and turn its expected failures into one line on the error stream.
+
+    Parameters
+    ----------
+    command : callable
+        Does the work; returns an exit code, None for 0.
+    prog : str
+        Name of the command.
+
+    Returns
+    -------
+    int
+        0 for success, 2 for something the user can put right, 130 after Ctrl-C.
+    """
+    try:
+        return command() or 0
+    except UsageError as error:
+        sys.stderr.write(f"{prog}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: stopped\n")
+        return 130
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain values, such that ``--config`` reads them back."""
+    result: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            value = as_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            value = str(value)
+        result[entry.name] = value
+    return result
+
+
+def _flat(config: type, prefix: str = "", defaults: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield dotted key, type, default and help of every field, nested ones in place."""
+    kinds, texts = get_type_hints(config), _field_texts(config)
+    for entry in fields(config):
+        key, kind = prefix + entry.name, kinds[entry.name]
+        default = _default(entry) if defaults is None else getattr(defaults, entry.name)
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from _flat(kind, f"{key}.", default)
+        else:
+            yield key, kind, default, texts[entry.name]
+
+
+def _default(entry: Field[Any]) -> Any:
+    """Return the default value of a field."""
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
+
+
+def _field_texts(config: type) -> dict[str, str]:
+    """Collect the field descriptions in the docstrings of a dataclass and its bases."""
+    texts: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        for name, text in _FIELD_DOC.findall(inspect.cleandoc(base.__doc__ or "")):
+            texts[name] = " ".join(text.split()).replace("``", "").replace("%", "%%")
+    return texts
+
+
+def _build(config: type[C], values: Namespace, prefix: str) -> C:
+    """Make the dataclass from the parsed values."""
+    kinds = get_type_hints(config)
+    arguments: dict[str, Any] = {}
+    for entry in fields(config):  # type: ignore[arg-type]  # config is a dataclass
+        value = values[entry.name]
+        kind = kinds[entry.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            value = _build(kind, value, f"{prefix}{entry.name}.")
+        arguments[entry.name] = tuple(value) if get_origin(kind) is tuple else value
+    try:
+        return config(**arguments)
+    except ValueError as error:  # dataclasses begin their messages with the name of the field
+        name, _, rest = str(error).partition(" ")
+        raise UsageError(flag_of(prefix + name), rest) from error
+
+
+def _one_line(message: str) -> str:
+    """Shorten what jsonargparse says to the flag, the value and what was expected."""
+    key = re.search(r'[Pp]arser key "([^"]+)"', message)
+    given = re.search(r"(?:Given|Got) value: (.*)", message)
+    if not key or not given:
+        return " ".join(re.sub(r'Parser key "([^"]+)"', lambda m: flag_of(m[1]), message).split())
+    wanted = re.findall(r"Expected an? (.+?)(?:\n|$|\. Got)", message)
+    named = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal", r"\1", text) for text in wanted]
+    hint = " or ".join(dict.fromkeys(text for text in named if text != "NoneType"))
+    return f"{flag_of(key[1])}: {given[1].strip()!r} is not valid" + (f"; expected {hint}" if hint else "")

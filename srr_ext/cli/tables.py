@@ -1,0 +1,107 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from srr_ext.channels import Pin
+from srr_ext.redundancy import RedundancyReport
+
+_NARROW = 100  # columns of a table when the output is no terminal and has no width of its own
+
+
+def make_console() -> Console:
+    """Return a console on the standard output; in a pipe or file its width does not depend on the machine."""
+    console = Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else Console(highlight=False, width=_NARROW)
+
+
+def result_table(report: dict[str, Any]) -> Table:
+    """Lay out a run's report: one row per quantity, dense beside pruned.
+
+    Parameters
+    ----------
+    report : dict
+        The content of ``report.json``.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    title = f"{report['model']} on {report['data']}: {report['allocator']} x {report['selector']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("", "dense", "pruned", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for label, key in (("parameters", "params"), ("MACs per image", "macs")):
+        dense, pruned = report[key]["dense"], report[key]["pruned"]
+        table.add_row(label, f"{dense:,}", f"{pruned:,}", f"{dense / pruned:.2f} x smaller")
+    latency = report["latency_ms"]
+    where = f"latency, {latency['batch_size']} images, {latency['device']}"
+    if latency["device"] == "cpu":
+        where += f" ({latency['threads']} thread{'s' if latency['threads'] > 1 else ''})"
+    speed_up = f"{report['speed_up']['measured']:.2f} x faster"
+    table.add_row(where, f"{latency['dense']:.2f} ms", f"{latency['pruned']:.2f} ms", speed_up)
+    top1 = report["top1"]
+    table.add_row("test accuracy, after surgery", _percent(top1["dense"]), _percent(top1["after_surgery"]), "")
+    change = top1["final"] - top1["dense"]
+    table.add_row("test accuracy, final", _percent(top1["dense"]), _percent(top1["final"]), f"{change:+.2f} points")
+    return table
+
+
+def redundancy_table(report: RedundancyReport) -> Table:
+    """Lay out the structural redundancy of every group.
+
+    Parameters
+    ----------
+    report : RedundancyReport
+        From ``srr_ext.analyze``.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = Table(box=box.SIMPLE_HEAD, title=f"structural redundancy at gamma {report.gamma:.4g}", title_justify="left")
+    table.add_column("group")
+    for heading in ("N", "fan-in", "density", "components", "covers", "R"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in report.groups:
+        table.add_row(
+            group.name,
+            str(group.n_filters),
+            str(group.fan_in),
+            f"{group.edge_density:.4f}",
+            str(group.components),
+            f"{group.cover_lower} - {group.cover_upper}",
+            f"{group.redundancy:.2f}",
+        )
+    return table
+
+
+def pin_table(pins: Sequence[Pin]) -> Table:
+    """Lay out the channels that stay, with the reasons.
+
+    Parameters
+    ----------
+    pins : sequence of Pin
+        From the same report.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = Table(box=box.SIMPLE_HEAD, title="channels that stay", title_justify="left")
+    table.add_column("layer")
+    table.add_column("channels", justify="right")
+    table.add_column("reason")
+    for pin in pins:
+        table.add_row(pin.module, str(pin.channels), pin.reason)
+    return table
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f} %"

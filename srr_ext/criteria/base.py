@@ -1,0 +1,83 @@
+"""What a selector is, what it is given, and how it is found by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srr_ext.channels.records import ChannelGroup
+from srr_ext.filters import channel_weights, raw_filters
+from srr_ext.registry import Registry
+
+
+class SelectorContext:
+    """What a selector may ask for. Nothing is computed before it is asked for.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model. Selectors read it and leave it as it is.
+    example_inputs : Tensor, tuple or dict
+        Arguments of one forward pass.
+    seed : int
+        Seed of everything random.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, seed: int = 0) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self.seed = seed
+
+    def weights(self, module: str) -> Tensor:
+        """Weights of a module's output channels, float64 [n_out, fan_in], on the CPU."""
+        return channel_weights(self.model.get_submodule(module)).cpu().double()
+
+    def filters(self, group: ChannelGroup) -> Tensor:
+        """All weights that make each vertex of a group, float64 [group.size, fan_in], on the CPU."""
+        return raw_filters(group, self.model)
+
+    def vertex_sum(self, group: ChannelGroup, scores: dict[str, Tensor]) -> Tensor:
+        """Add up channel scores over each vertex.
+
+        Parameters
+        ----------
+        group : ChannelGroup
+            The group.
+        scores : dict of str to Tensor
+            For each producer of the group, by module name, one score per output channel [n_out].
+
+        Returns
+        -------
+        Tensor of float64, shape [group.size]
+            For each vertex, the sum over all producers' channels that belong to it.
+        """
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for member in group.producers:
+            vertex = torch.as_tensor(member.vertex)
+            present = vertex >= 0
+            total.index_add_(0, vertex[present], scores[member.module].cpu().double()[present])
+        return total
+
+    def generator(self, *key: str) -> np.random.Generator:
+        """Random numbers that depend on the seed and the key alone, not on what else was drawn before."""
+        digest = hashlib.blake2b("\0".join((str(self.seed), *key)).encode(), digest_size=16).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+class Selector(Protocol):
+    """Says which vertices of each group matter; the least important go first."""
+
+    def __call__(self, groups: Sequence[ChannelGroup], context: SelectorContext, /) -> list[Tensor]:
+        """Return for each group the importance of its vertices, float64 [group.size], higher = keep."""
+        ...
+
+
+_registry: Registry[Selector] = Registry("selector", "srr_ext.selectors")
+register_selector = _registry.register
+get_selector = _registry.get
+available_selectors = _registry.available

@@ -1,0 +1,84 @@
+"""``python -m srr_ext.evaluate``: top-1 accuracy of a network, dense or pruned, on the test images.
+
+For example ``python -m srr_ext.evaluate --model resnet56 --weights resnet56.th --data folder:PATH`` or, for a pruned
+network, ``python -m srr_ext.evaluate --run runs/digits_cnn-digits-001``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from srr_ext import artifacts
+from srr_ext.cli import steps
+from srr_ext.cli.parsing import UsageError, blame, parse, run_command
+from srr_ext.cli.tables import make_console
+from srr_ext.config import EvaluateConfig
+from srr_ext.progress import Progress, on
+from srr_ext.training import evaluate, make_accelerator
+
+
+def measure(config: EvaluateConfig, progress: Progress) -> tuple[float, int]:
+    """Measure.
+
+    Parameters
+    ----------
+    config : EvaluateConfig
+        Which network and which images.
+    progress : Progress
+        Shows how far the work is.
+
+    Returns
+    -------
+    top1 : float
+        Percent.
+    n : int
+        Number of test images.
+
+    Raises
+    ------
+    UsageError
+        Something the user can put right.
+    """
+    with blame("--device"):
+        device = make_accelerator(config.device).device
+    if config.run is None and config.weights is None:
+        raise UsageError("--weights", "name a checkpoint, or a run folder with --run; new weights know nothing")
+    if config.run is not None and config.weights is not None:
+        raise UsageError("--run", "goes without --weights: the folder holds both network and weights")
+    images = steps.load_data(config, progress, test_only=True)
+    if config.run is None:
+        network = steps.make_model(config, images)
+    else:
+        with blame("--run"):
+            network = artifacts.load(config.run)
+    return evaluate(network.to(device), images, "test", progress=progress), len(images.test)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.evaluate") -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; default those of the process.
+    prog : str
+        Name of the command in messages.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
+
+    def command() -> None:
+        config = parse(EvaluateConfig, argv, prog)
+        console = make_console()
+        top1, n = measure(config, on(console))
+        console.print(f"top-1 {top1:.2f} % of {n:,} test images")
+
+    return run_command(command, prog)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

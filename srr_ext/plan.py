@@ -1,0 +1,313 @@
+"""A pruning plan: which channels of which modules stay, and how that was decided. Making one touches no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srr_ext.allocators import Allocator, decide
+from srr_ext.allocators.base import NodeOrder
+from srr_ext.allocators.decide import DEFAULT_FLOOR
+from srr_ext.channels import ChannelAnalysis, analyze_channels
+from srr_ext.cost import CostModel, Target
+from srr_ext.criteria import Selector
+from srr_ext.files import write_text
+from srr_ext.graph import select_groups
+from srr_ext.layers import kept_positions
+from srr_ext.progress import Progress
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What stays of one module.
+
+    Attributes
+    ----------
+    out, in_ : tuple of int or None
+        Kept output and input channel indices, increasing; None where that side stays whole.
+    """
+
+    out: tuple[int, ...] | None = None
+    in_: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """The decision, complete: apply it with `apply_plan`, print it, save it.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerPlan
+        Every module that surgery changes, normalisation layers included, in order of execution.
+    allocator, selector : str
+        The method.
+    target : dict
+        Quantity ("macs", "params" or "channels") to the share that was to be kept.
+    gamma : float or None
+        Distance threshold of the filter graphs, for allocators that use one.
+    seed : int
+        Seed of everything random.
+    options : dict
+        The other options of `make_plan`, as given.
+    groups : dict
+        Group name to ``{"size", "kept"}``: how many vertices it had and has.
+    cost : dict
+        ``{"macs": {"dense", "pruned"}, "params": {...}}``, for the example inputs.
+    widths : dict
+        Module name to its ``[output, input]`` channels before the cut, for every module in ``layers``.
+    info : dict
+        What the allocator says about its decision.
+    fingerprint : str
+        SHA-256 of the weights the plan was made for; empty if it was not made for particular weights.
+    """
+
+    layers: dict[str, LayerPlan]
+    allocator: str = "given"
+    selector: str = "given"
+    target: dict[str, float] = field(default_factory=dict)
+    gamma: float | None = None
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    cost: dict[str, dict[str, int]] = field(default_factory=dict)
+    widths: dict[str, list[int]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text, the same bytes for the same plan."""
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        content["layers"] = {name: {"out": plan.out, "in": plan.in_} for name, plan in self.layers.items()}
+        return json.dumps(content, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "plan") -> PruningPlan:
+        """Read a plan back.
+
+        Parameters
+        ----------
+        text : str
+            What `to_json` wrote.
+        origin : str, default "plan"
+            Where the text comes from, for messages.
+
+        Raises
+        ------
+        ValueError
+            If the text is no plan of this schema version.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:  # bad UTF-8 or bad JSON
+            raise ValueError(f"{origin}: not a complete JSON file ({error})") from None
+        if not isinstance(content, dict) or content.pop("schema_version", None) != SCHEMA_VERSION:
+            raise ValueError(f"{origin}: expected a pruning plan of schema version {SCHEMA_VERSION}")
+        unknown = content.keys() - cls.__dataclass_fields__.keys()
+        layers = content.pop("layers", None)
+        if unknown or not isinstance(layers, dict):
+            problem = f"unknown field {min(unknown)!r}" if unknown else "no layers"
+            raise ValueError(f"{origin}: not a pruning plan ({problem})")
+        content["layers"] = {name: _read_layer(name, entry, origin) for name, entry in layers.items()}
+        for name, value in content.items():
+            default = getattr(cls(layers={}), name)
+            kind = (float, int, type(None)) if name == "gamma" else type(default)
+            if not isinstance(value, kind):
+                raise ValueError(f"{origin}: field {name!r} has the wrong type {type(value).__name__}")
+        return cls(**content)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file; the file is complete or absent."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan from a file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it holds no plan.
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _read_layer(name: str, entry: Any, origin: str) -> LayerPlan:
+    def read(side: str) -> tuple[int, ...] | None:
+        indices = entry.get(side)
+        if indices is None:
+            return None
+        whole = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
+        if not whole or not indices or indices[0] < 0 or list(indices) != sorted(set(indices)):
+            raise ValueError(f"{origin}: layer {name!r}: {side!r} must be increasing channel indices or null")
+        return tuple(indices)
+
+    if not isinstance(entry, dict) or entry.keys() - {"out", "in"}:
+        raise ValueError(f'{origin}: layer {name!r} must be an object with "out" and "in"')
+    return LayerPlan(read("out"), read("in"))
+
+
+def plan_from_vertices(analysis: ChannelAnalysis, kept: Mapping[str, Iterable[int]], **record: Any) -> PruningPlan:
+    """Turn kept vertices into a plan.
+
+    Parameters
+    ----------
+    analysis : ChannelAnalysis
+        The model's channels.
+    kept : mapping of str to int array
+        Vertices that stay, by group name; groups that are not named stay whole.
+    **record
+        Other fields of `PruningPlan`.
+
+    Raises
+    ------
+    ValueError
+        If a group is unknown, a vertex does not exist, or a group would keep none.
+    """
+    choice = {name: np.unique(np.asarray(list(vertices), dtype=np.int64)) for name, vertices in kept.items()}
+    cost = {}
+    for quantity in ("macs", "params"):
+        model = CostModel(analysis, quantity)  # checks names and ranges
+        cost[quantity] = {"dense": model.dense, "pruned": model.of(choice)}
+    for name, vertices in choice.items():
+        if len(vertices) == 0:
+            raise ValueError(f"kept: group {name!r} must keep at least one vertex")
+    sides = kept_positions(analysis.groups, choice)
+    layers = {}
+    for name in analysis.layers:
+        out, in_ = sides.get((name, "out")), sides.get((name, "in"))
+        if out is not None or in_ is not None:
+            layers[name] = LayerPlan(*(None if side is None else tuple(side.tolist()) for side in (out, in_)))
+    sizes = {
+        group.name: {"size": group.size, "kept": len(choice.get(group.name, range(group.size)))}
+        for group in analysis.groups
+    }
+    widths = {name: [analysis.layers[name].n_out, analysis.layers[name].n_in] for name in layers}
+    return PruningPlan(layers, groups=sizes, cost=cost, widths=widths, **record)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a model's tensors."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            data = value.detach().cpu().contiguous()
+            digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+            digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    allocator: str | Allocator = "srr",
+    selector: str | Selector = "l1",
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
+    keep_channels: float | None = None,
+    gamma: float | Literal["auto"] = "auto",
+    streams: Literal["keep", "prune"] = "keep",
+    ignored: Iterable[str] = (),
+    floor: float = DEFAULT_FLOOR,
+    round_to: int = 1,
+    node_order: NodeOrder = "selector",
+    seed: int = 0,
+    progress: Progress | None = None,
+    analysis: ChannelAnalysis | None = None,
+) -> PruningPlan:
+    """Decide which channels a model can lose. The model is not touched.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model.
+    example_inputs : Tensor, tuple or dict
+        Inputs for one forward pass; MACs are counted for them.
+    allocator : str or callable, default "srr"
+        How many channels each group loses, see `available_allocators`.
+    selector : str or callable, default "l1"
+        Which channels of a group go first, see `available_selectors`.
+    keep_macs, keep_params, keep_channels : float, optional
+        Share to keep, in (0, 1]; exactly one of them. ``keep_channels`` counts output channels of prunable layers.
+    gamma : float or "auto", default "auto"
+        Distance threshold of the filter graphs (`srr` only); "auto" finds the smallest one with which every removal
+        is made in a layer of redundancy above 1.
+    streams : {"keep", "prune"}, default "keep"
+        Whether channels that additions tie across layers (residual streams) may go.
+    ignored : iterable of str
+        Modules whose output channels stay. The model's outputs always do.
+    floor : float, default 0.1
+        Share of each group that always stays; one channel always does.
+    round_to : int, default 1
+        Keep channel counts at multiples of this, or whole.
+    node_order : {"selector", "random", "degree"}, default "selector"
+        Order in which redundancy trajectories remove filters (`srr` only).
+    seed : int, default 0
+        Same inputs and seed, same plan, byte for byte.
+    progress : Progress, optional
+        Where long stages report; silent by default.
+    analysis : ChannelAnalysis, optional
+        Result of `analyze_channels` for this model, to save its time; ``ignored`` is then the analysis' own.
+
+    Returns
+    -------
+    PruningPlan
+        Apply it with `apply_plan`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is wrong or the target is out of reach; the message names it and says what is possible.
+
+    References
+    ----------
+    Z. Wang, C. Li, X. Wang, "Convolutional Neural Network Pruning with Structural Redundancy Reduction", CVPR 2021.
+    """
+    target = Target.choose(keep_macs, keep_params, keep_channels)
+    analysis = analysis or analyze_channels(model, example_inputs, ignored=ignored)
+    groups = select_groups(analysis, streams)
+    kept, allocation = decide(
+        analysis,
+        groups,
+        model,
+        example_inputs,
+        allocator,
+        selector,
+        target,
+        gamma=gamma,
+        floor=floor,
+        round_to=round_to,
+        node_order=node_order,
+        seed=seed,
+        progress=progress,
+    )
+    info = dict(allocation.info)
+    return plan_from_vertices(
+        analysis,
+        kept,
+        allocator=_name(allocator),
+        selector=_name(selector),
+        target={target.quantity: float(target.keep)},
+        gamma=info.pop("gamma", None),
+        seed=seed,
+        options={"gamma": gamma, "streams": streams, "floor": floor, "round_to": round_to, "node_order": node_order}
+        | {"ignored": sorted(ignored)},
+        info=info,
+        fingerprint=fingerprint(model),
+    )
+
+
+def _name(method: Any) -> str:
+    return method if isinstance(method, str) else getattr(method, "__qualname__", type(method).__qualname__)
