@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import oracle
@@ -20,6 +20,15 @@ from srr_ext.channels import analyze_channels
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Make examples and initial weights the same in every run, whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": lambda x: x,

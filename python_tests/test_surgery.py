@@ -24,6 +24,15 @@ from srr_ext.plan import plan_from_vertices
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Make examples and initial weights the same in every run, whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 ZOO = zoo.load()
 VARIED = (
     "plain_chain",
