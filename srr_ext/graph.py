@@ -40,7 +40,7 @@ def select_groups(analysis: ChannelAnalysis, streams: str = "keep") -> tuple[Cha
 
 
 def group_matrices(groups: Sequence[ChannelGroup], model: nn.Module) -> list[Tensor]:
-    """Filter matrix of every group, float32 [group.size, fan_in] each.
+    """Filter matrix of every group, float32 [group.size, fan_in] each, on the CPU, where the native ops run.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def group_matrices(groups: Sequence[ChannelGroup], model: nn.Module) -> list[Ten
     """
     matrices = []
     for group in groups:
-        matrix = filter_matrix(group, model)
+        matrix = filter_matrix(group, model).cpu()
         if not bool(matrix.isfinite().all()):
             raise ValueError(f"weights of group {group.name!r} must be finite, got infinity or NaN: check the weights")
         matrices.append(matrix)

@@ -1,8 +1,8 @@
 """Find what no rule can see: sizes written as literals, and code that depends on widths.
 
-The model is cut at random, run on labels again, and every operation must give what is left of the labels it gave
-before. Where one does not (or fails), the channels it reads are pinned, and the probe is repeated until
-complementary cuts run clean.
+The model is cut in several ways, run on labels again, and every operation must give what is left of the labels it gave
+before. Where one does not (or fails), the channels it reads are pinned, and the probe is repeated until all cuts run
+clean.
 """
 
 from __future__ import annotations
@@ -72,24 +72,27 @@ class ReplayTracer(LabelTracer):
         super().record(step)
 
 
-def random_cuts(groups: Sequence[ChannelGroup], seed: int) -> list[dict[str, np.ndarray]]:
-    """Pairs of complementary choices of kept vertices per group.
+def trial_cuts(groups: Sequence[ChannelGroup], seed: int) -> list[dict[str, np.ndarray]]:
+    """Choices of kept vertices that bring out what does not follow.
 
-    In every pair each vertex goes once, so that a channel that only one literal index reads is found. A quarter to
-    three quarters stay, an odd number first, so that halves and pairs fall apart. Two pairs make luck unlikely, except
-    in groups so small that few choices differ: then there are six.
+    All but the first vertex and all but the last, for code that counts from an end; a random pair of complementary
+    choices, in which every vertex goes once, with a quarter to three quarters kept, an odd number first, so that halves
+    and pairs fall apart. In groups so small that few choices differ, luck needs more of both.
     """
     rng = np.random.default_rng(seed)
-    pairs = 2 if min(group.size for group in groups) >= SMALL_GROUP else 6
-    cuts: list[dict[str, np.ndarray]] = [{} for _ in range(2 * pairs)]
-    for group in groups:
-        odd = [at for at in range(1, group.size, 2) if group.size <= 4 * at <= 3 * group.size] or [1]
-        for first, second in zip(cuts[::2], cuts[1::2], strict=True):
-            order = rng.permutation(group.size)
-            at = odd[int(rng.integers(len(odd)))]
-            first[group.name] = np.sort(order[:at])
-            second[group.name] = np.sort(order[at:] if group.size > 1 else order)
-    return cuts
+    small = any(group.size < SMALL_GROUP for group in groups)
+    singles, pairs = ((0, -1, 1, -2), 3) if small else ((0, -1), 1)
+    cuts: list[dict[str, np.ndarray]] = []
+    for single in singles:
+        cuts.append({g.name: np.delete(np.arange(g.size), single) for g in groups if g.size > abs(single)})
+    for _ in range(pairs):
+        cuts += [{}, {}]
+        for group in groups:
+            odd = [at for at in range(1, group.size, 2) if group.size <= 4 * at <= 3 * group.size] or [1]
+            order, at = rng.permutation(group.size), odd[int(rng.integers(len(odd)))]
+            cuts[-2][group.name] = np.sort(order[:at])
+            cuts[-1][group.name] = np.sort(order[at:] if group.size > 1 else order)
+    return [{name: kept for name, kept in cut.items() if len(kept)} for cut in cuts]
 
 
 def disagreeing_labels(
@@ -143,14 +146,14 @@ def disagreeing_labels(
 def settle(
     model: nn.Module, example_inputs: Any, space: LabelSpace, notes: Notes, journals: Sequence[Journal]
 ) -> tuple[tuple[ChannelGroup, ...], tuple[Pin, ...]]:
-    """Pin whatever disagrees until complementary random cuts of all groups run clean; return what is left."""
+    """Pin whatever disagrees until trial cuts of all groups run clean; return what is left."""
     seed = 0
     while True:
         groups, pins = build_groups(space, notes)
-        finding = None
-        for kept in random_cuts(groups, seed) if groups else ():
-            finding = finding or disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept)
-        if finding is None:
+        cuts = trial_cuts(groups, seed)
+        findings = (disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept) for kept in cuts)
+        finding = next(filter(None, findings), None)
+        if finding is None or not groups:
             return groups, pins
         labels, reason = finding
         before = len(space.pinned_classes())
@@ -176,7 +179,7 @@ def _pin_culprits(
         for group in groups
         if any(
             disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept)
-            for kept in random_cuts([group], 0)
+            for kept in trial_cuts([group], 0)
         )
     ]
     for group in alone or groups:
