@@ -6,8 +6,7 @@ Random plans can be lucky where an operation counts channels from one end (roll,
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import oracle
@@ -17,18 +16,6 @@ from torch import Tensor, nn
 from zoo import Net, conv, image, randomise
 
 from srr_ext.channels import analyze_channels
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Make examples and initial weights the same in every run, whatever ran before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": lambda x: x,

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from shared_data import SHARED
 
 import srr_ext
 from srr_ext import models
@@ -29,7 +30,6 @@ from srr_ext.latency import measure_latency
 from srr_ext.progress import on, silent
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("SRR_DATA", ROOT.parent / "shared"))
 QUICK = ("--dense.epochs", "2", "--epochs", "1", "--device", "cpu")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared_data import SHARED
 
 from srr_ext import data
 from srr_ext.data import Split, augment
-
-SHARED = Path(os.environ.get("SRR_DATA", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture

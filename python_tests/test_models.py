@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from shared_data import SHARED
 from torch import nn
 
 from srr_ext import models
 from srr_ext.models.cifar_resnet import PadShortcut
-
-SHARED = Path(os.environ.get("SRR_DATA", Path(__file__).parents[2] / "shared"))
 
 # Parameter counts of He et al., table 6 (rounded there to 0.27M, 0.46M, 0.66M, 0.85M, 1.7M).
 OPTION_A = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962}

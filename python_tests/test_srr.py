@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from planning_nets import Net, context_of, deep, plan, residual
+from shared_data import SHARED
 
 from srr_ext import models, reference
 from srr_ext.allocators import StructuralRedundancy, decide, smallest_gamma
@@ -23,7 +22,6 @@ from srr_ext.criteria import SelectorContext, get_selector
 from srr_ext.graph import group_graphs, group_matrices, select_groups, subgraphs
 from srr_ext.redundancy import measure
 
-SHARED = Path(os.environ.get("SRR_DATA", Path(__file__).parents[2] / "shared"))
 WIDTHS = (12, 20, 9, 16)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,18 +19,6 @@ from torch import nn
 import srr_ext
 from srr_ext.channels import analyze_channels
 from srr_ext.plan import plan_from_vertices
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Make examples and initial weights the same in every run, whatever ran before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
 
 ZOO = zoo.load()
 VARIED = (

@@ -5,8 +5,7 @@ Inputs are as small as each architecture allows: exactness does not depend on th
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import oracle
@@ -18,18 +17,6 @@ from zoo import randomise
 from srr_ext.channels import analyze_channels
 
 torchvision = pytest.importorskip("torchvision")
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    """Make examples and initial weights the same in every run, whatever ran before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
 
 CLASSIFIERS = {  # name -> height and width of the input
     "alexnet": 63,

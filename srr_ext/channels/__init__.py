@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srr_ext.channels.groups import pin_dead_ends
 from srr_ext.channels.labels import LabelSpace
-from srr_ext.channels.probe import Journal, settle
+from srr_ext.channels.probe import Journal, Probe
 from srr_ext.channels.records import NO_VERTEX, ChannelAnalysis, ChannelGroup, Layer, Member, Pin
 from srr_ext.channels.trace import LabelTracer, Notes
 from srr_ext.copying import copy_model
@@ -81,7 +81,7 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
     reached |= training.reached
 
     pin_dead_ends(space, notes)
-    groups, pins = settle(twin, example_inputs, space, notes, journals)
+    groups, pins = Probe(twin, example_inputs, space, notes, journals).settle()
 
     macs = sum(layer.positions * layer.n_out * layer.n_in // layer.groups * layer.kernel for layer in layers.values())
     weighted = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]

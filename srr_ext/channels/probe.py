@@ -8,7 +8,7 @@ clean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from srr_ext.channels.calls import Step
 from srr_ext.channels.groups import build_groups
 from srr_ext.channels.labels import Labels, LabelSpace, compact
 from srr_ext.channels.records import NO_VERTEX, ChannelGroup, Pin
-from srr_ext.channels.trace import AxisNote, LabelTracer, Notes
+from srr_ext.channels.trace import LabelTracer, Notes
 from srr_ext.layers import cut_layers, kept_positions
 
 SMALL_GROUP = 8  # vertices
@@ -95,94 +95,83 @@ def trial_cuts(groups: Sequence[ChannelGroup], seed: int) -> list[dict[str, np.n
     return [{name: kept for name, kept in cut.items() if len(kept)} for cut in cuts]
 
 
-def disagreeing_labels(
-    model: nn.Module,
-    example_inputs: Any,
-    space: LabelSpace,
-    notes: Notes,
-    journals: Sequence[Journal],
-    groups: Sequence[ChannelGroup],
-    kept: Mapping[str, np.ndarray],
-) -> tuple[list[torch.Tensor], str] | None:
-    """Cut the model to ``kept`` and replay its journals.
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A model with its labels and journals, ready to be tried with channels missing.
 
-    Returns
-    -------
-    tuple of (list of Tensor, str) or None
-        Labels read by the first step that disagrees, with the reason to pin them; None if all agree.
+    Attributes
+    ----------
+    model : nn.Module
+        The full model; it is copied before it is cut.
+    example_inputs : Tensor, tuple or dict
+        What the journals were made with.
+    space, notes : LabelSpace, Notes
+        Labels and where they lie; findings are pinned there.
+    journals : sequence of Journal
+        One per way through the model.
     """
-    sides = kept_positions(groups, kept)
-    removed = np.zeros(len(space), dtype=bool)
-    axes = {}
-    for key, note in notes.axes.items():
-        positions = sides.get(key)
-        if positions is None:
-            axes[key] = note
-            continue
-        left = torch.from_numpy(positions)
-        gone = np.ones(len(note.labels), dtype=bool)
-        gone[positions] = False
-        removed[note.labels.numpy()[gone]] = True
-        axes[key] = AxisNote(note.module, note.side, note.role, note.labels[left])
-    small = cut_layers(model, sides, rehearse=True)
-    for journal in journals:
-        tracer = ReplayTracer(small.train(journal.training), space, Notes(dict(axes)), journal, removed)
-        space.frozen = True
-        try:
-            tracer.trace(example_inputs)
-            problem = "" if len(tracer.steps) == len(journal.steps) else "fewer operations run"
-            if not problem and tracer.numbers != journal.numbers:
+
+    model: nn.Module
+    example_inputs: Any
+    space: LabelSpace
+    notes: Notes
+    journals: Sequence[Journal]
+
+    def settle(self) -> tuple[tuple[ChannelGroup, ...], tuple[Pin, ...]]:
+        """Pin whatever disagrees until trial cuts of all groups run clean; return what is left."""
+        seed = 0
+        while True:
+            groups, pins = build_groups(self.space, self.notes)
+            finding = next(filter(None, (self.replay(groups, kept) for kept in trial_cuts(groups, seed))), None)
+            if finding is None or not groups:
+                return groups, pins
+            labels, reason = finding
+            before = len(self.space.pinned_classes())
+            for read in labels:
+                self.space.pin(read, reason)
+            if len(self.space.pinned_classes()) == before:
+                self._pin_culprits(groups, reason)
+            seed += 1
+
+    def replay(
+        self, groups: Sequence[ChannelGroup], kept: Mapping[str, np.ndarray]
+    ) -> tuple[list[torch.Tensor], str] | None:
+        """Cut the model to ``kept`` and replay its journals.
+
+        Returns
+        -------
+        tuple of (list of Tensor, str) or None
+            Labels read by the first step that disagrees, with the reason to pin them; None if all agree.
+        """
+        sides = kept_positions(groups, kept)
+        removed = np.zeros(len(self.space), dtype=bool)
+        axes = dict(self.notes.axes)
+        for key, positions in sides.items():
+            note = axes[key]
+            removed[np.delete(note.labels.numpy(), positions)] = True
+            axes[key] = replace(note, labels=note.labels[torch.from_numpy(positions)])
+        small = cut_layers(self.model, sides, rehearse=True)
+        for journal in self.journals:
+            tracer = ReplayTracer(small.train(journal.training), self.space, Notes(dict(axes)), journal, removed)
+            self.space.frozen = True
+            try:
+                tracer.trace(self.example_inputs)
+                problem = "" if len(tracer.steps) == len(journal.steps) else "fewer operations run"
+            except Exception as error:  # whatever the model raises when its channels are missing is the finding
+                problem = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
+            finally:
+                self.space.frozen = False
+            if problem:
+                step = journal.steps[min(len(tracer.steps), len(journal.steps) - 1)]
+                return step.read, f"{step.name} in {step.module or 'the model'} depends on the width ({problem})"
+            if tracer.numbers != journal.numbers:
                 return [], "the model puts out a number that depends on its width"
-        except Exception as error:  # whatever the model raises when its channels are missing is the finding
-            problem = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        finally:
-            space.frozen = False
-        if problem:
-            step = journal.steps[min(len(tracer.steps), len(journal.steps) - 1)]
-            return step.read, f"{step.name} in {step.module or 'the model'} depends on the width ({problem})"
-    return None
+        return None
 
-
-def settle(
-    model: nn.Module, example_inputs: Any, space: LabelSpace, notes: Notes, journals: Sequence[Journal]
-) -> tuple[tuple[ChannelGroup, ...], tuple[Pin, ...]]:
-    """Pin whatever disagrees until trial cuts of all groups run clean; return what is left."""
-    seed = 0
-    while True:
-        groups, pins = build_groups(space, notes)
-        cuts = trial_cuts(groups, seed)
-        findings = (disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept) for kept in cuts)
-        finding = next(filter(None, findings), None)
-        if finding is None or not groups:
-            return groups, pins
-        labels, reason = finding
-        before = len(space.pinned_classes())
-        for read in labels:
-            space.pin(read, reason)
-        if len(space.pinned_classes()) == before:
-            _pin_culprits(model, example_inputs, space, notes, journals, groups, reason)
-        seed += 1
-
-
-def _pin_culprits(
-    model: nn.Module,
-    example_inputs: Any,
-    space: LabelSpace,
-    notes: Notes,
-    journals: Sequence[Journal],
-    groups: Sequence[ChannelGroup],
-    reason: str,
-) -> None:
-    """Cut one group at a time and pin those that disagree; all of them if none does alone."""
-    alone = [
-        group
-        for group in groups
-        if any(
-            disagreeing_labels(model, example_inputs, space, notes, journals, groups, kept)
-            for kept in trial_cuts([group], 0)
-        )
-    ]
-    for group in alone or groups:
-        for member in group.producers:
-            labels = notes.axes[member.module, member.side].labels
-            space.pin(labels[torch.from_numpy(member.vertex != NO_VERTEX)], reason)
+    def _pin_culprits(self, groups: Sequence[ChannelGroup], reason: str) -> None:
+        """Cut one group at a time and pin those that disagree; all of them if none does alone."""
+        alone = [group for group in groups if any(self.replay(groups, kept) for kept in trial_cuts([group], 0))]
+        for group in alone or groups:
+            for member in group.producers:
+                labels = self.notes.axes[member.module, member.side].labels
+                self.space.pin(labels[torch.from_numpy(member.vertex != NO_VERTEX)], reason)

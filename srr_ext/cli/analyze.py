@@ -39,18 +39,16 @@ def show(config: AnalyzeConfig, console: Console) -> None:
     network = steps.dense_network(config, images, progress)
     example = images.example()
     with blame(flag_of(next(iter(config.target))), AnalyzeConfig):
-        report = analyze(
-            network, example, config.gamma, streams=config.streams, ignored=config.ignored, **config.target
-        )
+        analysis = analyze_channels(network, example, ignored=config.ignored)
+        report = analyze(network, example, config.gamma, streams=config.streams, analysis=analysis, **config.target)
     console.print(redundancy_table(report))
     if report.pins:
         console.print(pin_table(report.pins))
-    unreached = analyze_channels(network, example, ignored=config.ignored).unreached
-    if unreached:
-        console.print(f"never reached by an image: {', '.join(unreached)}", markup=False)
+    if analysis.unreached:
+        console.print(f"never reached by an image: {', '.join(analysis.unreached)}", markup=False)
     if config.output is not None:
         with blame("--output"):
-            write_json(config.output, asdict(report) | {"unreached": unreached})
+            write_json(config.output, asdict(report) | {"unreached": analysis.unreached})
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.analyze") -> int:
