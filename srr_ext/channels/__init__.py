@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,7 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
 
     The model runs on the example inputs in evaluation mode and in training mode (for branches taken only there), with
     integer labels beside every activation: layers make labels, shape operations move them, element-wise operations
-    unite those that meet. It is then cut at random and run again; whatever does not follow is pinned with the reason.
+    unite those that meet. It is then cut in several ways and run again; what does not follow is pinned with the reason.
 
     Parameters
     ----------
@@ -46,51 +47,61 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
         If the example inputs are no tensor, tuple or dict.
     ValueError
         If ``ignored`` names no module, or the model does not run on the example inputs.
+
+    Notes
+    -----
+    What the model does with other inputs (another branch for another image size, say) is not seen; give example inputs
+    of the kind it will meet.
     """
     ignored = frozenset(ignored)
     unknown = ignored - {name for name, _ in model.named_modules()}
     if unknown:
         raise ValueError(f"ignored: no module of the model is called {sorted(unknown)[0]!r}")
     as_arguments(example_inputs)  # refuses what is no input, before anything runs
-    twin = copy_model(model).eval()
+    twin = copy_model(model)
     space, notes = LabelSpace(), Notes()
-
-    counter = FlopCounterMode(display=False)
-    tracer = LabelTracer(twin, space, notes, ignored)
-    try:
-        with counter:
-            tracer.trace(example_inputs)
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"example_inputs: the model does not run on them ({problem})") from error
-    journals = [Journal(tracer.steps, tracer.numbers, training=False)]
-    layers, reached = dict(tracer.layers), set(tracer.reached)
-
-    training = LabelTracer(twin.train(), space, notes, ignored)
-    try:
-        training.trace(example_inputs)
-    except Exception:  # many models refuse training mode (targets are missing, say)
-        training.steps = []
-        for labels in training.reading:  # what a branch that cannot be followed was about to read
-            space.pin(labels, f"the model fails here in training mode, in {training.reading_in or 'its forward'}")
-    taken = [[(step.name, step.module) for step in steps] for steps in (tracer.steps, training.steps)]
-    if taken[1] and taken[1] != taken[0]:
+    with FlopCounterMode(display=False) as counter:
+        evaluation = _evaluation_pass(LabelTracer(twin.eval(), space, notes, ignored), example_inputs)
+    training = _training_pass(LabelTracer(twin.train(), space, notes, ignored), example_inputs)
+    journals = [Journal(evaluation.steps, evaluation.numbers, training=False)]
+    if training.steps and training.operations != evaluation.operations:
         journals.append(Journal(training.steps, training.numbers, training=True))
-        for name, layer in training.layers.items():  # layers that only training reaches cost nothing at inference
-            layers.setdefault(name, Layer(**{**vars(layer), "positions": 0}))
-    reached |= training.reached
+    layers = dict(evaluation.layers)
+    for name, layer in training.layers.items():  # a layer that only training reaches costs nothing at inference
+        layers.setdefault(name, replace(layer, positions=0))
 
     pin_dead_ends(space, notes)
     groups, pins = Probe(twin, example_inputs, space, notes, journals).settle()
 
     macs = sum(layer.positions * layer.n_out * layer.n_in // layer.groups * layer.kernel for layer in layers.values())
-    weighted = [n for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
-    read = {name for name, _ in notes.borrowed}
+    with_parameters = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    seen = evaluation.reached | training.reached | {name for name, _ in notes.borrowed}
     return ChannelAnalysis(
         groups=groups,
         layers=layers,
         pins=pins,
         fixed_macs=counter.get_total_flops() // 2 - macs,
-        total_params=sum(p.numel() for p in model.parameters()),
-        unreached=tuple(name for name in weighted if name not in reached | read),
+        total_params=sum(parameter.numel() for parameter in model.parameters()),
+        unreached=tuple(name for name in with_parameters if name not in seen),
     )
+
+
+def _evaluation_pass(tracer: LabelTracer, example_inputs: Any) -> LabelTracer:
+    """Run the model as at inference; it must run."""
+    try:
+        tracer.trace(example_inputs)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"example_inputs: the model does not run on them ({problem})") from error
+    return tracer
+
+
+def _training_pass(tracer: LabelTracer, example_inputs: Any) -> LabelTracer:
+    """Run the model as in training. Many refuse, without targets say: then what they were about to read stays."""
+    try:
+        tracer.trace(example_inputs)
+    except Exception:
+        tracer.steps = []
+        for labels in tracer.reading:
+            tracer.space.pin(labels, f"training mode fails here, in {tracer.reading_in or 'the forward pass'}")
+    return tracer

@@ -108,13 +108,15 @@ class LabelTracer(TorchFunctionMode):
 
     @contextmanager
     def _module_stack(self) -> Iterator[None]:
+        # The hooks see every module of the process: other threads may be running theirs.
         def enter(module: nn.Module, _: Any) -> None:
-            name = self.names.get(module, "")
-            self._stack.append(name)
-            self.reached.add(name)
+            if module in self.names:
+                self._stack.append(self.names[module])
+                self.reached.add(self.names[module])
 
         def leave(module: nn.Module, _args: Any, _output: Any) -> None:
-            self._stack.pop()
+            if module in self.names:
+                self._stack.pop()
 
         hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
         try:
@@ -227,6 +229,11 @@ class LabelTracer(TorchFunctionMode):
                 own = module == running and (module in self.layers or (module, "out") in self.notes.axes)
                 if not own and call.tensors(call.result):
                     self.notes.borrowed.setdefault((module, attribute), call.name)
+
+    @property
+    def operations(self) -> list[tuple[str, str]]:
+        """Names of the labelled operations and of the modules they ran in, in order."""
+        return [(step.name, step.module) for step in self.steps]
 
     # -- what rules use -----------------------------------------------------------------------------------------
 
