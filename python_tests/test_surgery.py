@@ -394,3 +394,17 @@ def test_unknown_groups_are_refused() -> None:
     analysis = analyze_channels(model, example)
     with pytest.raises(ValueError, match="nonsense"):
         plan_from_vertices(analysis, {g.name: np.arange(g.size) for g in analysis.groups} | {"nonsense": np.arange(2)})
+
+
+# -- the proof itself -------------------------------------------------------------------------------------------------
+
+
+def test_outputs_that_are_not_numbers_prove_nothing() -> None:
+    """A model whose outputs are NaN cannot be verified, so a plan for it is refused."""
+    model, example = _chain(6, 8, 5), zoo.image()
+    plan = oracle.random_plan(model, example, 0, 0.5)
+    with torch.no_grad():
+        model[2].bias[:] = float("nan")
+    assert srr_ext.verify(model, plan, example) == float("inf")
+    with pytest.raises(ValueError, match="plan"):
+        srr_ext.apply_plan(model, plan, example)

@@ -1,4 +1,4 @@
-"""Progress on a terminal as bars (stage, rate, time left), elsewhere as one quiet line per stage."""
+"""Progress on a terminal as bars (stage, rate, time left), elsewhere as quiet lines."""
 
 from __future__ import annotations
 
@@ -33,29 +33,37 @@ class Silent:
 
 
 class Lines:
-    """One line when a stage ends: for logs and pipes.
+    """One line when a stage ends, and one now and then while it lasts: for logs and pipes.
 
     Parameters
     ----------
     console : rich.console.Console
         Where to write.
+    every : float, default 30
+        Seconds between lines of a stage that lasts.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, every: float = 30.0) -> None:
+        self._console, self._every = console, every
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Step]:
         """See :class:`Progress`."""
-        start, last = time.perf_counter(), ""
+        start = spoken = time.perf_counter()
+        done, last = 0, ""
 
         def step(n: int = 1, note: str = "") -> None:
-            nonlocal last
-            last = note or last
+            nonlocal spoken, done, last
+            done, last, now = done + n, note or last, time.perf_counter()
+            if now - spoken >= self._every and 0 < done < total:
+                spoken, rate = now, done / (now - start)
+                self._print(f"{name}: {done} of {total}, {rate:.3g}/s, {(total - done) / rate:.0f} s left {last}")
 
         yield step
-        seconds = time.perf_counter() - start
-        self._console.print(f"{name}: {total} steps in {seconds:.1f} s {last}".rstrip(), highlight=False, markup=False)
+        self._print(f"{name}: {total} steps in {time.perf_counter() - start:.1f} s {last}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 class Bars:

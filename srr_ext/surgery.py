@@ -93,7 +93,8 @@ def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> float:
     Returns
     -------
     float
-        max |pruned - masked| / max |masked| over all outputs; at most 1e-9 for a correct plan.
+        max |pruned - masked| / max |masked| over all outputs; at most 1e-9 for a correct plan, infinite if outputs
+        differ in shape or hold NaN.
 
     Raises
     ------
@@ -111,9 +112,12 @@ def _error(model: nn.Module, small: nn.Module, plan: PruningPlan, example_inputs
         return float("inf")
     worst, scale = 0.0, 0.0
     for a, b in zip(wanted, found, strict=True):
+        difference = torch.where(a == b, 0.0, (a - b).abs())  # equal infinities agree
+        if not bool(difference.isfinite().all()):
+            return float("inf")  # NaN proves nothing
         if a.numel():
-            scale = max(scale, float(a.abs().max()))
-            worst = max(worst, float((a - b).abs().max()))
+            scale = max(scale, float(torch.where(a.isfinite(), a, 0.0).abs().max()))
+            worst = max(worst, float(difference.max()))
     return worst / scale if scale else worst
 
 
