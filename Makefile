@@ -58,5 +58,5 @@ bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info srr_ext/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info srr_ext/*.so srr_ext/_build_config.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f $(VENV)/.built-*

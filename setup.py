@@ -140,16 +140,21 @@ def write_config(folder: Path, config: dict[str, object]) -> None:
 
 
 class BuildPy(build_py):
-    """build_py that records what was built, in the wheel and in the source tree (which shadows an installed copy)."""
+    """build_py that records what was built in the wheel, and in the source tree a build without objects.
+
+    A source tree that has a library keeps the record of that library, unless an editable install asks for none.
+    """
 
     config: dict[str, object]
 
     def run(self) -> None:
         """Copy the modules, then write the record."""
         super().run()
-        write_config(ROOT / PACKAGE, self.config)
         if not self.editable_mode:
             write_config(Path(self.build_lib) / PACKAGE, self.config)
+        has_library = any((ROOT / PACKAGE).glob("_C.*"))
+        if self.config["build"] == "none" and (self.editable_mode or not has_library):
+            write_config(ROOT / PACKAGE, self.config)
 
 
 def main() -> None:
@@ -168,12 +173,13 @@ def main() -> None:
     from torch.utils.cpp_extension import BuildExtension
 
     class BuildExt(BuildExtension):
-        """BuildExtension that leaves the objects in the source tree too, which shadows an installed copy."""
+        """BuildExtension that leaves objects and record in the source tree too, which shadows an installed copy."""
 
         def run(self) -> None:
             super().run()
             if not self.inplace:
                 self.copy_extensions_to_source()
+            write_config(ROOT / PACKAGE, BuildPy.config)
 
     setup(ext_modules=ext_modules, cmdclass={"build_py": BuildPy, "build_ext": BuildExt})
 

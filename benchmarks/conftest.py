@@ -26,8 +26,8 @@ def sgemm_rate() -> float:
 
 @pytest.fixture(scope="session")
 def graphs_of() -> dict[str, FilterGraphs]:
-    """Filter graphs of every network at its typical threshold."""
-    return {name: ops.filter_graphs(layers.weights(name), layers.typical_gamma(name)) for name in layers.NETWORKS}
+    """Filter graphs of every network, and of the parts, at its typical threshold."""
+    return {name: ops.filter_graphs(layers.weights(name), layers.typical_gamma(name)) for name in layers.SHAPES}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def sizes(request: pytest.FixtureRequest) -> None:
     if "benchmark" not in request.fixturenames:
         return
     network = request.node.callspec.params["network"]
-    shapes = layers.NETWORKS[network]
+    shapes = layers.SHAPES[network]
     request.getfixturevalue("benchmark").extra_info.update(
         network=network,
         layers=len(shapes),

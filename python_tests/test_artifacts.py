@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,9 @@ def test_a_saved_network_comes_back_equal(saved: Path, dense: nn.Module, plan: P
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
     x = torch.randn(4, 1, 8, 8)
     assert torch.equal(small(x), loaded(x))
+    state = torch.get_rng_state()
+    load(saved)
+    assert torch.equal(torch.get_rng_state(), state)
     assert PruningPlan.load(saved / "plan.json") == plan
     assert models.architecture_of(loaded) == models.Architecture("digits_cnn", {})
 
@@ -177,6 +181,13 @@ def test_run_folders_are_new_or_empty(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "empty").mkdir()
     RunFolder(tmp_path / "empty", "").discard()
     assert not any((tmp_path / "empty").iterdir())
+
+
+def test_runs_that_start_together_take_different_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: RunFolder(None, "net").path, range(32)))
+    assert sorted(map(str, folders)) == [f"runs/net-{number:03d}" for number in range(1, 33)]
 
 
 def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:

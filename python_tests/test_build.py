@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,9 @@ def test_ops_pretend_no_gradient():
         ("components", (torch.zeros(3, dtype=torch.int64), [4]), "words must have 4 elements"),
         ("components", (torch.zeros(4), [4]), "words must be a contiguous int64 tensor"),
         ("components", (torch.zeros(0, dtype=torch.int64), [-1]), "n_filters must not be negative"),
+        ("components", (torch.zeros(0, dtype=torch.int64), [2**35]), "n_filters must be at most 2147483647 each"),
+        ("components", (torch.zeros(0, dtype=torch.int64), [2**31 - 1] * 200), "no more words than int64 can count"),
+        ("covering", (torch.zeros(0, dtype=torch.int64), [2**35], 1), "n_filters must be at most 2147483647 each"),
         ("covering", (torch.zeros(4, dtype=torch.int64), [4], 3), "radius must be 1 or 2"),
         (
             "trajectories",
@@ -75,6 +80,7 @@ def test_ops_pretend_no_gradient():
         ),
         ("filter_graphs", ([torch.zeros(2, 2, dtype=torch.int32)], 0.1), "weights must be float16"),
         ("filter_graphs", ([torch.zeros(2, 2)], float("nan")), "gamma must be finite"),
+        ("filter_graphs", ([torch.empty(2**35, 0)], 0.1), "weights must have at most 2147483647 filters each"),
     ],
 )
 def test_ops_called_without_their_front_still_check(op, arguments, message):
@@ -118,7 +124,7 @@ print([t.tolist() for t in ops.trajectories(graphs, [torch.arange(4)])])
     done = import_copy(tmp_path, {"requested": "none", "build": "none"}, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["none [1] [1]", "[[4.0, 3.0, 2.0, 1.0]]"]
-    assert done.stderr.count("RuntimeWarning: srr_ext was built with SRR_BUILD=none") == 1
+    assert done.stderr.count("<string>:3: RuntimeWarning: srr_ext was built with SRR_BUILD=none") == 1
 
 
 @pytest.mark.parametrize("config", [None, {"requested": "auto", "build": "cpu"}], ids=["no record", "cpu"])
@@ -144,6 +150,59 @@ def test_setup_refuses_an_unknown_mode():
     assert "SRR_BUILD must be one of auto, cpu, cuda, none, got 'gpu'" in done.stderr
 
 
+def build_without_objects(source: Path, hook: str) -> subprocess.CompletedProcess[str]:
+    """Call a hook of the build backend as pip does, with SRR_BUILD=none; the result lies in source/dist."""
+    (source / "dist").mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-c", f"from setuptools import build_meta; build_meta.{hook}('dist')"],
+        cwd=source,
+        env={**os.environ, "SRR_BUILD": "none"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """Copy what a build without objects reads, without any library."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "_build_config.json")
+    shutil.copytree(PACKAGE, tmp_path / "srr_ext", ignore=ignored)
+    return tmp_path
+
+
+def record_in(clone: Path) -> str:
+    return json.loads((clone / "srr_ext" / "_build_config.json").read_text())["build"]
+
+
+def test_a_wheel_without_native_code_leaves_the_library_of_the_clone_in_use(clone):
+    (clone / "srr_ext" / "_C.cpython-311-x86_64-linux-gnu.so").write_bytes(b"library")
+    (clone / "srr_ext" / "_build_config.json").write_text('{"build": "cpu"}')
+    done = build_without_objects(clone, "build_wheel")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next((clone / "dist").glob("*.whl"))) as wheel:
+        assert json.loads(wheel.read("srr_ext/_build_config.json"))["build"] == "none"
+        assert not [name for name in wheel.namelist() if name.endswith(".so")]
+    assert record_in(clone) == "cpu"
+
+
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
+def test_a_clone_without_a_library_is_recorded_as_such(clone, hook):
+    done = build_without_objects(clone, hook)
+    assert done.returncode == 0, done.stderr
+    assert record_in(clone) == "none"
+
+
+def test_an_editable_install_decides_for_the_clone(clone):
+    (clone / "srr_ext" / "_C.cpython-311-x86_64-linux-gnu.so").write_bytes(b"library")
+    (clone / "srr_ext" / "_build_config.json").write_text('{"build": "cpu"}')
+    done = build_without_objects(clone, "build_editable")
+    assert done.returncode == 0, done.stderr
+    assert record_in(clone) == "none"
+
+
 def run_setup(mode: str) -> subprocess.CompletedProcess[str]:
     """Ask setup.py for the version only, which builds nothing but decides everything."""
     return subprocess.run(
@@ -158,7 +217,9 @@ def run_setup(mode: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_core_compiles_as_cuda(tmp_path):
-    compile_only = ["nvcc", "-c", "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", "-I", "csrc"]
+    standard = re.search(r"NVCC_FLAGS = .*(-std=[^\"]+)", (ROOT / "setup.py").read_text())
+    assert standard is not None
+    compile_only = ["nvcc", "-c", standard[1], "-arch=sm_80", "-Werror", "all-warnings", "-I", "csrc"]
     done = subprocess.run(
         [*compile_only, "csrc/tests/core_under_nvcc.cu", "-o", str(tmp_path / "core.o")],
         cwd=ROOT,

@@ -57,9 +57,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         code = error.code
     captured = capsys.readouterr()
     assert code == 2, captured
-    assert captured.err.startswith(f"srr {arguments[0]}: error: ") and captured.err.count("\n") == 1, captured.err
+    *progress, line = captured.err.splitlines()
+    assert line.startswith(f"srr {arguments[0]}: error: "), captured.err
+    assert all(re.search(r": \d+ steps in ", step) for step in progress), captured.err
     assert sorted(Path().rglob("*")) == before
-    return captured.err.partition("error: ")[2].strip()
+    return line.partition("error: ")[2]
 
 
 def test_the_default_run_halves_the_cost_and_keeps_the_accuracy() -> None:
@@ -69,14 +71,20 @@ def test_the_default_run_halves_the_cost_and_keeps_the_accuracy() -> None:
     assert result.returncode == 0, result.stderr
     assert time.perf_counter() - start < 120
     folder = Path("runs/digits_cnn-digits-001")
-    names = ["architecture.json", "config.json", "log.jsonl", "model.safetensors", "plan.json", "report.json"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    names = ["architecture.json", "config.json", "dense.safetensors", "log.jsonl", "model.safetensors", "plan.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "report.json"]
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     assert report["top1"]["dense"] >= 97 and report["top1"]["final"] >= report["top1"]["dense"] - 1
     assert report["macs"]["pruned"] <= 0.5 * report["macs"]["dense"]
     assert report["allocator"] == "srr" and report["selector"] == "l1" and report["seed"] == 0
     assert report["gamma"] > 0 and report["surgery_error"] < 1e-9
     assert report["latency_ms"]["dense"] > 0 and report["latency_ms"]["pruned"] > 0
+    assert f"next: python -m srr_ext.evaluate --run {folder}" in result.stdout
+    for stage in ("train dense", "gamma", "fine-tune", "recalibrate", "latency", "test dense", "test surgery"):
+        assert f"{stage}: " in result.stderr and f"{stage}: " not in result.stdout
+    assert "epoch 20/20, validation " in result.stderr
+    dense = run_module("srr_ext.evaluate", "--weights", str(folder / "dense.safetensors"))
+    assert f"top-1 {report['top1']['dense']:.2f} %" in dense.stdout
     for word in ("parameters", "MACs", "latency", "accuracy", "x smaller", "x faster"):
         assert word in result.stdout
     network = srr_ext.load(folder)
@@ -110,17 +118,80 @@ def test_weights_skip_the_training(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(Path("run/report.json").read_text())
     assert report["top1"]["dense"] < 40 and report["target"] == {"params": 0.5} and report["gamma"] is None
     assert report["params"]["pruned"] <= 0.5 * report["params"]["dense"]
-    assert "train dense" not in capsys.readouterr().out
+    assert "train dense" not in capsys.readouterr().err
+    assert not Path("run/dense.safetensors").exists()  # it is the user's file already
 
 
-def test_pruning_a_residual_network_on_an_image_folder() -> None:
-    """The command for real networks, on a few images: a stream is kept or pruned as told."""
+@pytest.fixture
+def image_set(elsewhere: Path) -> Path:
+    """Make a folder of a few images of two classes, 32x32, in the current folder."""
     rng = np.random.default_rng(0)
     for split, n in (("train", 10), ("test", 3)):
         for name in ("cat", "dog"):
             Path("set", split, name).mkdir(parents=True)
             for i in range(n):
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(f"set/{split}/{name}/{i}.png")
+    return Path("set")
+
+
+def test_evaluate_takes_the_images_of_the_run(image_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folder and size come from its record; other images are measured if they fit, and refused in a line if not."""
+    flags = ["--model", "lenet5", "--data", "folder:set", "--image-size", "20", "--allocator", "uniform"]
+    assert main(["prune", *flags, "--dense.epochs", "1", "--epochs", "0", "--output", "run"]) == 0
+    top1 = json.loads(Path("run/report.json").read_text())["top1"]["final"]
+    capsys.readouterr()
+    assert main(["evaluate", "--run", "run"]) == 0
+    assert capsys.readouterr().out == f"top-1 {top1:.2f} % of 6 test images\n"
+    assert main(["evaluate", "--run", "run", "--data", f"folder:{image_set.resolve()}"]) == 0
+    assert refused(capsys, "evaluate", "--run", "run", "--model", "resnet20").startswith("--run: goes without --model")
+    line = refused(capsys, "evaluate", "--run", "run", "--data", "digits")
+    assert line.startswith("--data: the network of run cannot read images [1, 8, 8]: ")
+    line = refused(capsys, "evaluate", "--run", "run", "--image-size", "24")
+    assert line.startswith("--data: the network of run cannot read images [3, 24, 24]: ")
+    Path("run/config.json").unlink()
+    assert refused(capsys, "evaluate", "--run", "run").startswith("--run: there is no file run/config.json")
+    assert main(["evaluate", "--run", "run", "--data", "folder:set", "--image-size", "20"]) == 0
+    Path("run/config.json").write_text("[]")
+    assert refused(capsys, "evaluate", "--run", "run").startswith("--run: run/config.json does not say which images")
+
+
+@pytest.mark.parametrize(
+    ("step", "kept", "advice"),
+    [
+        ("prune.make_plan", {"dense.safetensors"}, "; --weights run/dense.safetensors with a new --output skips"),
+        (
+            "prune.measure_latency",
+            {"architecture.json", "dense.safetensors", "model.safetensors", "plan.json"},
+            "; the pruned network is whole, srr evaluate --run run measures it",
+        ),
+        ("cli.steps.train", set(), "; delete it to use the name again"),
+    ],
+)
+def test_a_stopped_run_keeps_what_it_has_learned(
+    step: str, kept: set[str], advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C at several moments: one line says what the folder holds and what to do."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"srr_ext.{step}", stop)
+    assert main(["prune", *QUICK, "--output", "run"]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("srr prune: stopped; run holds ") and advice in line
+    assert {path.name for path in Path("run").iterdir()} == {"config.json", "log.jsonl"} | kept
+    if "model.safetensors" in kept:
+        assert srr_ext.load("run")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_analyze_takes_no_flag_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    """What decides a plan alone is no matter of the analysis."""
+    for flag, value in (("--allocator", "uniform"), ("--selector", "l2"), ("--floor", "0.5"), ("--round-to", "8")):
+        assert f"unrecognized arguments: {flag}" in refused(capsys, "analyze", flag, value)
+
+
+def test_pruning_a_residual_network_on_an_image_folder(image_set: Path) -> None:
+    """The command for real networks, on a few images: a stream is kept or pruned as told."""
     common = [
         "--model",
         "resnet20",

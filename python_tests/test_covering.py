@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from graph_cases import SIZES, covering_number, graphs, random_graph
@@ -79,8 +80,9 @@ def test_empty_list():
 @pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
 def test_arguments_are_checked(implementation):
     packed = FilterGraphs.from_dense([torch.zeros(3, 3, dtype=torch.bool)])
-    for radius in (0, 3, "1", True, None):
+    for radius in (0, 3, "1", True, None, torch.tensor([1, 2]), np.array([1, 2])):
         with pytest.raises(ValueError, match="radius must be 1 or 2"):
             implementation.covering(packed, radius)
+    assert implementation.covering(packed, np.int64(2)).tolist() == [3]
     with pytest.raises(TypeError, match="graphs must be a FilterGraphs"):
         implementation.covering([torch.zeros(3, 3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def test_a_single_left_over_image_is_no_training_batch() -> None:
     n = len(found.train)
     assert sum(len(labels) for _, labels in found.batches("train", n - 1, train=True)) == n - 1
     assert sum(len(labels) for _, labels in found.batches("train", n - 1)) == n
+    for size, train in itertools.product((1, 2, 3, n - 1, n, n + 1), (False, True)):
+        batches = found.batches("train", size, train=train)
+        assert len(batches) == sum(1 for _ in batches), (size, train)
 
 
 def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror() -> None:

@@ -28,6 +28,11 @@ class TinyNet(nn.Module):
         self.fc = nn.Linear(4, num_classes)
 
 
+def any_options(**options: int) -> nn.Module:
+    """Make a network from whatever it is called with, as many public factories do."""
+    return TinyNet(**options)
+
+
 def not_a_model() -> str:
     """Return something else than a network."""
     return "no"
@@ -89,6 +94,7 @@ def test_user_factory() -> None:
     """Only the options that the factory has parameters for are passed."""
     model = models.create(f"{__name__}:TinyNet", 7, in_channels=3)
     assert model.fc.out_features == 7
+    assert models.create(f"{__name__}:any_options", 7, in_channels=3, image_size=32).fc.out_features == 7
     with pytest.raises(ValueError, match=r"must return a torch\.nn\.Module, but returned str"):
         models.create(f"{__name__}:not_a_model")
     with pytest.raises(ValueError, match="no_such_package"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
-from srr_ext.progress import Lines
+from srr_ext.progress import Bars, Lines
 
 
 def test_a_long_stage_says_how_far_it_is_and_how_long_it_will_take() -> None:
@@ -29,3 +30,14 @@ def test_a_short_stage_is_one_line() -> None:
         for _ in range(100):
             step()
     assert text.getvalue().count("\n") == 1
+
+
+def test_a_bar_is_readable_on_80_columns() -> None:
+    """Stage, count, rate and time stay whole; a long note takes a second line."""
+    text = io.StringIO()
+    note = "epoch 2/4, validation 98.77 %"
+    with Bars(Console(file=text, width=80, force_terminal=True, color_system=None)).stage("train dense", 400) as step:
+        for _ in range(400):
+            step(note=note)
+    last = re.sub(r"\x1b\[[0-9;?]*\w", "", text.getvalue().replace("\r", "\n")).strip().splitlines()[-1]
+    assert last.startswith("train dense") and "400/400" in last and last.rstrip().endswith(note) and "…" not in last

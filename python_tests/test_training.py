@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from srr_ext import data, models
 from srr_ext.data import ImageData
+from srr_ext.progress import Lines
 from srr_ext.training import (
     TrainConfig,
     evaluate,
@@ -60,8 +64,24 @@ def test_training_is_repeatable(digits: ImageData) -> None:
 
 def test_training_refuses_to_go_on_with_nonsense(digits: ImageData) -> None:
     """A loss that is not finite ends the training with advice."""
+    model = make().eval()
+    model.stage2.train()
+    modes = [module.training for module in model.modules()]
     with pytest.raises(FloatingPointError, match="use a smaller learning rate"):
-        train(make(), digits, TrainConfig(epochs=2, lr=1e20), device="cpu")
+        train(model, digits, TrainConfig(epochs=2, lr=1e20), device="cpu")
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match="digits holds no training images"):
+        train(model, data.load("digits", test_only=True), TrainConfig(epochs=1), device="cpu")
+
+
+def test_the_learning_rate_ends_at_zero_without_the_dropped_image(digits: ImageData) -> None:
+    """A last batch of one image is no step, neither of the schedule nor of the bar."""
+    sixty_five = replace(digits, train=digits.train.take(torch.arange(65)))
+    text = io.StringIO()
+    progress = Lines(Console(file=text, width=200))
+    history = train(make(), sixty_five, TrainConfig(epochs=2, warmup=0.0), device="cpu", progress=progress)
+    assert history[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    assert text.getvalue().startswith("train: 2 steps in ")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +160,30 @@ def test_recalibration_stops_reading_in_time() -> None:
         raise AssertionError("a fourth batch was asked for")
 
     recalibrate_batch_norm(nn.BatchNorm1d(2), endless(), n_batches=3)
+
+
+def test_recalibration_without_images_or_with_wrong_ones_leaves_the_layer_whole() -> None:
+    """Nothing is reset for nothing, and momenta come back."""
+    norm = nn.BatchNorm1d(2, momentum=0.3)
+    norm(torch.randn(8, 2) + 5)
+    before = norm.running_mean.clone()
+    with pytest.raises(ValueError, match="batches is empty"):
+        recalibrate_batch_norm(norm, [])
+    with pytest.raises(ValueError, match="n_batches must be at least 1"):
+        recalibrate_batch_norm(norm, [], n_batches=0)
+    assert torch.equal(norm.running_mean, before) and norm.momentum == 0.3
+    with pytest.raises((RuntimeError, ValueError)):
+        recalibrate_batch_norm(norm, [(torch.randn(4, 3), torch.zeros(4))])
+    assert norm.momentum == 0.3
+
+
+@pytest.mark.parametrize(("n_batches", "steps"), [(2, 2), (50, 4)])
+def test_recalibration_shows_its_batches(n_batches: int, steps: int) -> None:
+    """As many as there are, at most as many as count."""
+    text = io.StringIO()
+    batches = [(torch.randn(4, 2), torch.zeros(4))] * 4
+    recalibrate_batch_norm(nn.BatchNorm1d(2), batches, n_batches, progress=Lines(Console(file=text, width=200)))
+    assert text.getvalue().startswith(f"recalibrate: {steps} steps in ")
 
 
 def test_devices_that_are_not_there_are_refused() -> None:

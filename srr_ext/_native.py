@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -31,7 +32,7 @@ def _load(config: dict[str, Any]) -> ModuleType | None:
         warnings.warn(
             "srr_ext was built with SRR_BUILD=none: its ops run as plain Python, correct but thousands of times slower",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=_level_outside_the_package(),
         )
         return None
     _find("_C")
@@ -46,6 +47,17 @@ def _load(config: dict[str, Any]) -> ModuleType | None:
         except OSError as error:
             raise ImportError(f"srr_ext's CUDA kernels could not be loaded ({error}): {_HOW}") from error
     return library
+
+
+def _level_outside_the_package() -> int:
+    """Stack level, for a warning of the calling function, of the first frame that is not this package's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_FOLDER):
+        frame = frame.f_back
+        while frame.f_back is not None and "importlib._bootstrap" in frame.f_code.co_filename:
+            frame = frame.f_back  # the warnings module does not count these
+        level += 1
+    return level
 
 
 def _find(name: str) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,14 +58,16 @@ def check_graphs(graphs: FilterGraphs) -> FilterGraphs:
 
 def check_radius(radius: int) -> int:
     """Return the radius of the balls, 1 or 2."""
-    if isinstance(radius, bool) or radius not in (1, 2):
+    if isinstance(radius, bool) or not isinstance(radius, (int, np.integer)) or radius not in (1, 2):
         raise ValueError(f"radius must be 1 or 2, got {radius!r}")
     return int(radius)
 
 
 def check_orders(graphs: FilterGraphs, orders: Sequence[Tensor]) -> list[Tensor]:
     """Return the removal orders as CPU int64 tensors, one permutation per layer."""
-    tensors = [torch.as_tensor(order) for order in orders]
+    if not isinstance(orders, Iterable):
+        raise TypeError(f"orders must be a sequence of permutations, one per layer, got {type(orders).__name__}")
+    tensors = [_order_tensor(i, order) for i, order in enumerate(orders)]
     if len(tensors) != len(graphs):
         raise ValueError(f"orders must have one entry per layer ({len(graphs)}), got {len(tensors)}")
     for i, (order, n) in enumerate(zip(tensors, graphs.n_filters, strict=True)):
@@ -76,6 +79,13 @@ def check_orders(graphs: FilterGraphs, orders: Sequence[Tensor]) -> list[Tensor]
                 f"orders[{i}] must be a permutation of 0 .. {n - 1}, got a tensor of shape {list(order.shape)}"
             )
     return [order.detach().to("cpu", torch.int64) for order in tensors]
+
+
+def _order_tensor(layer: int, order: object) -> Tensor:
+    try:
+        return torch.as_tensor(order)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"orders[{layer}] must be a tensor of integers, got {type(order).__name__}") from error
 
 
 def check_limits(graphs: FilterGraphs, limits: Sequence[int] | None) -> list[int]:

@@ -1,16 +1,19 @@
 """What a run leaves behind, and how a pruned network is saved and loaded without pickle.
 
 A run folder holds ``config.json`` (the resolved configuration), ``plan.json``, ``architecture.json`` (how to make the
-dense network by name; absent for a network of the user's own), ``model.safetensors``, ``report.json``, ``log.jsonl``.
+dense network by name; absent for a network of the user's own), ``model.safetensors``, ``report.json``, ``log.jsonl``,
+and ``dense.safetensors`` (the dense network, where the run has trained it; a checkpoint for ``--weights``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
@@ -24,6 +27,7 @@ CONFIG = "config.json"
 PLAN = "plan.json"
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"
+DENSE = "dense.safetensors"
 REPORT = "report.json"
 LOG = "log.jsonl"
 
@@ -96,7 +100,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     plan = PruningPlan.load(existing(folder / PLAN))
     weights = existing(folder / WEIGHTS)
     if model is None:
-        model = _read_architecture(folder).build()
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # initial weights, which are then replaced
+            model = _read_architecture(folder).build()
     small = cut(model, plan)
     try:
         state = load_file(weights)
@@ -144,19 +149,22 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | None, name: str) -> None:
-        if path is None:
-            safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-            numbered = (Path("runs") / f"{safe}-{number:03d}" for number in range(1, 10**6))
-            path = next(place for place in numbered if not place.exists())
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path} is in use; name a new or empty folder")
-        self.path = path
-        self._made = [place for place in (path, *path.parents) if not place.exists()]
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / LOG).touch()
-        except OSError as error:
-            raise ValueError(f"{path} cannot be written ({error.strerror})") from error
+        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+        numbered = (Path("runs") / f"{safe}-{number:03d}" for number in itertools.count(1))
+        for place in numbered if path is None else (path,):
+            self.path = place
+            self._made = [folder for folder in (place, *place.parents) if not folder.exists()]
+            try:
+                place.mkdir(parents=True, exist_ok=path is not None)
+                (place / LOG).touch(exist_ok=False)
+                break
+            except FileExistsError as error:
+                if path is not None:  # else it is an earlier run's, or that of one which starts at this moment
+                    raise ValueError(f"{path} is in use; name a new or empty folder") from error
+            except OSError as error:
+                raise ValueError(f"{place} cannot be written ({error.strerror})") from error
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to ``log.jsonl``."""
@@ -167,9 +175,13 @@ class RunFolder:
         """Write a JSON file."""
         write_json(self.path / name, value)
 
+    def write_weights(self, name: str, model: nn.Module) -> None:
+        """Write the tensors of a network as a safetensors file."""
+        replace_file(self.path / name, lambda path: save_model(model, str(path)))
+
     def discard(self) -> None:
         """Remove what this run has made, after a refusal."""
-        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, REPORT, LOG):
+        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, DENSE, REPORT, LOG):
             (self.path / name).unlink(missing_ok=True)
         for place in self._made:
             with contextlib.suppress(OSError):  # something else has been put there meanwhile

@@ -44,7 +44,7 @@ class ModelAndData:
 
 @dataclass(frozen=True)
 class Planning(ModelAndData):
-    """What decides a plan.
+    """What pruning and analysis both need.
 
     Attributes
     ----------
@@ -54,20 +54,12 @@ class Planning(ModelAndData):
         Share of the parameters to keep.
     keep_channels : float, optional
         Share of the channels to keep.
-    allocator : str
-        How many channels each group loses: srr, uniform, widest, global, or one of an installed package.
-    selector : str
-        Which channels go first: l1, l2, fpgm, random, or one of an installed package.
     gamma : float or "auto"
         Distance below which two filters count as redundant; auto finds the smallest one that meets the target.
     streams : {"keep", "prune"}
         Whether channels that additions tie together (residual streams) may go.
     ignored : tuple of str
         Modules whose output channels all stay.
-    floor : float
-        Share of the channels that every group keeps.
-    round_to : int
-        Keep multiples of this many channels.
     dense : TrainConfig
         Training of the dense network, where no weights are given.
     """
@@ -75,13 +67,9 @@ class Planning(ModelAndData):
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_channels: float | None = None
-    allocator: str = "srr"
-    selector: str = "l1"
     gamma: float | Literal["auto"] = "auto"
     streams: Literal["keep", "prune"] = "keep"
     ignored: tuple[str, ...] = ()
-    floor: float = 0.1
-    round_to: int = 1
     dense: TrainConfig = field(default_factory=TrainConfig)
 
     @property
@@ -97,12 +85,24 @@ class PruneConfig(Planning):
 
     Attributes
     ----------
+    allocator : str
+        How many channels each group loses: srr, uniform, widest, global, or one of an installed package.
+    selector : str
+        Which channels go first: l1, l2, fpgm, random, or one of an installed package.
+    floor : float
+        Share of the channels that every group keeps.
+    round_to : int
+        Keep multiples of this many channels.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
     fine_tune : TrainConfig
         Training of the pruned network.
     """
 
+    allocator: str = "srr"
+    selector: str = "l1"
+    floor: float = 0.1
+    round_to: int = 1
     output: Path | None = None
     fine_tune: TrainConfig = field(default_factory=TrainConfig)
 
@@ -126,8 +126,16 @@ class EvaluateConfig(ModelAndData):
 
     Attributes
     ----------
+    model : str
+        Name of the network (see ``srr_ext.models.available_models()``) or package.module:factory; default digits_cnn.
+    data : str
+        digits, mnist[:PATH], cifar10[:PATH] or folder:PATH; default the images of the run, without a run digits.
+    image_size : int, optional
+        For folder: scale and centre-crop the images to this many pixels; default that of the run.
     run : Path, optional
         Run folder: measure the pruned network in it instead of model and weights.
     """
 
+    model: str = ""
+    data: str = ""
     run: Path | None = None

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from srr_ext import artifacts
 from srr_ext.cli import steps
 from srr_ext.cli.parsing import UsageError, blame, parse, run_command
 from srr_ext.cli.tables import make_console
-from srr_ext.config import EvaluateConfig
+from srr_ext.config import EvaluateConfig, ModelAndData
+from srr_ext.files import read_json
 from srr_ext.progress import Progress, on
 from srr_ext.training import evaluate, make_accelerator
 
@@ -44,15 +47,35 @@ def measure(config: EvaluateConfig, progress: Progress) -> tuple[float, int]:
         device = make_accelerator(config.device).device
     if config.run is None and config.weights is None:
         raise UsageError("--weights", "name a checkpoint, or a run folder with --run; new weights know nothing")
-    if config.run is not None and config.weights is not None:
-        raise UsageError("--run", "goes without --weights: the folder holds both network and weights")
-    images = steps.load_data(config, progress, test_only=True)
     if config.run is None:
+        config = replace(config, model=config.model or ModelAndData.model, data=config.data or ModelAndData.data)
+        images = steps.load_data(config, progress, test_only=True)
         network = steps.make_model(config, images)
     else:
+        for flag, value in (("--weights", config.weights), ("--model", config.model)):
+            if value:
+                raise UsageError("--run", f"goes without {flag}: the folder holds both network and weights")
         with blame("--run"):
             network = artifacts.load(config.run)
+            config = replace(config, **_images_of_run(config))
+        images = steps.load_data(config, progress, test_only=True)
+        with blame("--data"):
+            steps.check_fit(network, f"the network of {config.run}", images)
     return evaluate(network.to(device), images, "test", progress=progress), len(images.test)
+
+
+def _images_of_run(config: EvaluateConfig) -> dict[str, Any]:
+    """Fill in what the command line leaves open about the images from the record of the run."""
+    assert config.run is not None
+    path = config.run / artifacts.CONFIG
+    if config.data and not path.is_file():  # a network saved from Python has no such record, and here needs none
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("data"), str):
+        raise ValueError(f"{path} does not say which images the run used; name them with --data")
+    data = config.data or record["data"]
+    size = record.get("image_size") if data.startswith("folder:") else None
+    return {"data": data, "image_size": config.image_size or size}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.evaluate") -> int:
@@ -73,9 +96,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.evalu
 
     def command() -> None:
         config = parse(EvaluateConfig, argv, prog)
-        console = make_console()
-        top1, n = measure(config, on(console))
-        console.print(f"top-1 {top1:.2f} % of {n:,} test images")
+        top1, n = measure(config, on(make_console(stderr=True)))
+        make_console().print(f"top-1 {top1:.2f} % of {n:,} test images")
 
     return run_command(command, prog)
 

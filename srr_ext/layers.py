@@ -30,6 +30,12 @@ def channels_of(module: nn.Module, side: Side) -> int | None:
     return None
 
 
+def widths_of(model: nn.Module) -> dict[str, tuple[int | None, int | None]]:
+    """Output and input channels of every module of a kind that can be cut; None for a side it does not have."""
+    both = {name: (channels_of(m, "out"), channels_of(m, "in")) for name, m in model.named_modules()}
+    return {name: sides for name, sides in both.items() if sides != (None, None)}
+
+
 def kept_positions(groups: Iterable[ChannelGroup], kept: Mapping[str, np.ndarray]) -> dict[tuple[str, Side], Positions]:
     """Channel positions that stay on every side of every module, for sides that lose any.
 
@@ -132,6 +138,17 @@ def _weight_blocks(
 def _take(tensor: Tensor, dim: int, positions: Positions) -> Tensor:
     """Select along a dimension, unless everything stays."""
     return tensor if len(positions) == tensor.shape[dim] else tensor.index_select(dim, _index(positions, tensor))
+
+
+def mask_layers(model: nn.Module, sides: Mapping[tuple[str, Side], Positions]) -> nn.Module:
+    """Copy a model and set to zero, instead of cutting, what makes the output channels that would go."""
+    twin = copy_model(model)
+    modules = dict(twin.named_modules())
+    for (name, side), kept in sides.items():
+        module = modules[name]
+        if side == "out" and not isinstance(module, nn.PReLU):  # any slope keeps zero at zero
+            zero_outputs(module, np.setdiff1d(np.arange(channels_of(module, "out") or 0), kept))
+    return twin
 
 
 def zero_outputs(module: nn.Module, gone: Positions) -> None:

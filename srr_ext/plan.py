@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from srr_ext.cost import CostModel, Target
 from srr_ext.criteria import Selector
 from srr_ext.files import write_text
 from srr_ext.graph import select_groups
-from srr_ext.layers import kept_positions
+from srr_ext.layers import kept_positions, widths_of
 from srr_ext.progress import Progress
 
 SCHEMA_VERSION = 1
@@ -64,7 +64,7 @@ class PruningPlan:
     cost : dict
         ``{"macs": {"dense", "pruned"}, "params": {...}}``, for the example inputs.
     widths : dict
-        Module name to its ``[output, input]`` channels before the cut, for every module in ``layers``.
+        Module name to its ``[output, input]`` channels before the cut, for every module of a kind that can be cut.
     info : dict
         What the allocator says about its decision.
     fingerprint : str
@@ -80,7 +80,7 @@ class PruningPlan:
     options: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     cost: dict[str, dict[str, int]] = field(default_factory=dict)
-    widths: dict[str, list[int]] = field(default_factory=dict)
+    widths: dict[str, list[int | None]] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -119,10 +119,8 @@ class PruningPlan:
             raise ValueError(f"{origin}: not a pruning plan ({problem})")
         content["layers"] = {name: _read_layer(name, entry, origin) for name, entry in layers.items()}
         for name, value in content.items():
-            default = getattr(cls(layers={}), name)
-            kind = (float, int, type(None)) if name == "gamma" else type(default)
-            if not isinstance(value, kind):
-                raise ValueError(f"{origin}: field {name!r} has the wrong type {type(value).__name__}")
+            if not _FIELDS[name](value):
+                raise ValueError(f"{origin}: field {name!r} is not what a plan holds there")
         return cls(**content)
 
     def save(self, path: str | Path) -> None:
@@ -141,6 +139,38 @@ class PruningPlan:
             If it holds no plan.
         """
         return cls.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _maps(value: Any, entry: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(entry(item) for item in value.values())
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(side is None or _is_int(side) for side in value)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {  # what each field of a plan file may hold
+    "layers": lambda value: isinstance(value, dict),
+    "allocator": lambda value: isinstance(value, str),
+    "selector": lambda value: isinstance(value, str),
+    "target": lambda value: _maps(value, _is_number),
+    "gamma": lambda value: value is None or _is_number(value),
+    "seed": _is_int,
+    "options": lambda value: isinstance(value, dict),
+    "groups": lambda value: _maps(value, lambda sizes: _maps(sizes, _is_int)),
+    "cost": lambda value: _maps(value, lambda counts: _maps(counts, _is_int)),
+    "widths": lambda value: _maps(value, _is_width),
+    "info": lambda value: isinstance(value, dict),
+    "fingerprint": lambda value: isinstance(value, str),
+}
 
 
 def _read_layer(name: str, entry: Any, origin: str) -> LayerPlan:
@@ -193,7 +223,7 @@ def plan_from_vertices(analysis: ChannelAnalysis, kept: Mapping[str, Iterable[in
         group.name: {"size": group.size, "kept": len(choice.get(group.name, range(group.size)))}
         for group in analysis.groups
     }
-    widths = {name: [analysis.layers[name].n_out, analysis.layers[name].n_in] for name in layers}
+    widths = {name: list(sides) for name, sides in analysis.widths.items()}
     return PruningPlan(layers, groups=sizes, cost=cost, widths=widths, **record)
 
 
@@ -259,7 +289,7 @@ def make_plan(
     progress : Progress, optional
         Where long stages report; silent by default.
     analysis : ChannelAnalysis, optional
-        Result of `analyze_channels` for this model, to save its time; ``ignored`` is then the analysis' own.
+        Result of `analyze_channels` for this model, to save its time. Give ``ignored`` to it, not here.
 
     Returns
     -------
@@ -276,7 +306,12 @@ def make_plan(
     Z. Wang, C. Li, X. Wang, "Convolutional Neural Network Pruning with Structural Redundancy Reduction", CVPR 2021.
     """
     target = Target.choose(keep_macs, keep_params, keep_channels)
+    ignored = tuple(ignored)
+    if analysis is not None and ignored:
+        raise ValueError("ignored: give it to analyze_channels, whose result is used, not to make_plan")
     analysis = analysis or analyze_channels(model, example_inputs, ignored=ignored)
+    if analysis.widths != widths_of(model):
+        raise ValueError("analysis: was made for another model; call analyze_channels(model, example_inputs)")
     groups = select_groups(analysis, streams)
     kept, allocation = decide(
         analysis,
@@ -303,7 +338,7 @@ def make_plan(
         gamma=info.pop("gamma", None),
         seed=seed,
         options={"gamma": gamma, "streams": streams, "floor": floor, "round_to": round_to, "node_order": node_order}
-        | {"ignored": sorted(ignored)},
+        | {"ignored": list(analysis.ignored)},
         info=info,
         fingerprint=fingerprint(model),
     )

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import rich.progress
 from rich.console import Console
+from rich.table import Column
 
 Step = Callable[..., None]
 
@@ -81,14 +82,14 @@ class Bars:
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Step]:
         """See :class:`Progress`."""
+        fixed = Column(no_wrap=True)  # on 80 columns the note takes what is left, and a second line if it has to
         columns = (
-            rich.progress.TextColumn("{task.description:<28}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.description:<13}", markup=False),
+            rich.progress.BarColumn(10, table_column=fixed),
+            rich.progress.MofNCompleteColumn(table_column=fixed),
             rich.progress.TextColumn("{task.fields[rate]}"),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[note]}", markup=False),
+            rich.progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=fixed),
+            rich.progress.TextColumn("{task.fields[note]}", markup=False, table_column=Column()),
         )
         with rich.progress.Progress(*columns, console=self._console) as bars:
             task = bars.add_task(name, total=total, rate="", note="")

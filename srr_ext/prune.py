@@ -57,11 +57,17 @@ def prune(config: PruneConfig, folder: RunFolder, progress: Progress) -> dict[st
     """
     images = steps.load_data(config, progress)
     dense = steps.dense_network(config, images, progress, folder.log)
+    if config.weights is None:
+        folder.write_weights(artifacts.DENSE, dense)
     plan = decide(config, dense, images, progress)
     small = apply_plan(dense, plan, images.example())
     error = verify(dense, plan, images.example())
     final = fine_tune(config, small, images, progress, folder)
-    return conclude(config, images, {"dense": dense, "after_surgery": small, "final": final}, plan, error, folder)
+    artifacts.save(folder.path, final, plan)
+    networks = {"dense": dense, "after_surgery": small, "final": final}
+    report = measure(config, images, networks, plan, error, progress)
+    folder.write(artifacts.REPORT, report)
+    return report
 
 
 def decide(config: PruneConfig, dense: nn.Module, images: ImageData, progress: Progress) -> PruningPlan:
@@ -87,22 +93,24 @@ def fine_tune(
     config: PruneConfig, small: nn.Module, images: ImageData, progress: Progress, folder: RunFolder
 ) -> nn.Module:
     """Return a trained copy of the pruned network."""
-    final = copy.deepcopy(small)
-    calibration = images.batches("train", _RECALIBRATION_BATCH, train=True, seed=config.seed)
-    recalibrate_batch_norm(final, calibration)
+    device = make_accelerator(config.device).device
+    final = copy.deepcopy(small).to(device)
+    calibration = images.batches("train", _RECALIBRATION_BATCH, train=True, seed=config.seed, device=device)
+    with steps.threads_for(small, images):
+        recalibrate_batch_norm(final, calibration, progress=progress)
     steps.train_blaming("--fine-tune", final, images, config.fine_tune, config, progress, folder.log)
     return final.eval()
 
 
-def conclude(
+def measure(
     config: PruneConfig,
     images: ImageData,
     networks: dict[str, nn.Module],
     plan: PruningPlan,
     error: float,
-    folder: RunFolder,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Measure the networks on the test images, for the first and only time, and write everything down."""
+    """Measure the networks on the test images, for the first and only time."""
     device = make_accelerator(config.device).device
     for network in networks.values():
         network.to(device)
@@ -110,10 +118,15 @@ def conclude(
     sample, _ = next(iter(images.batches("test", _LATENCY_BATCH, device=device)))
     with steps.threads_for(dense, images):
         threads = torch.get_num_threads()
-        latency = dict(zip(("dense", "pruned"), measure_latency([dense, final], sample), strict=True))
-        top1 = {name: evaluate(network, images, "test") for name, network in networks.items()}
+        with progress.stage("latency", 1) as step:
+            latency = dict(zip(("dense", "pruned"), measure_latency([dense, final], sample), strict=True))
+            step()
+        top1 = {
+            name: evaluate(network, images, "test", stage=f"test {name.removeprefix('after_')}", progress=progress)
+            for name, network in networks.items()
+        }
     macs, params = plan.cost["macs"], plan.cost["params"]
-    report = {
+    return {
         "model": config.model,
         "data": config.data,
         "allocator": plan.allocator,
@@ -133,9 +146,17 @@ def conclude(
         "n_test_images": len(images.test),
         "surgery_error": error,
     }
-    artifacts.save(folder.path, final, plan)
-    folder.write(artifacts.REPORT, report)
-    return report
+
+
+def stopped(folder: RunFolder) -> str:
+    """Say what a run that was stopped leaves behind, and what to do with it."""
+    names = sorted(path.name for path in folder.path.iterdir())
+    advice = "delete it to use the name again"
+    if artifacts.WEIGHTS in names:
+        advice = f"the pruned network is whole, srr evaluate --run {folder.path} measures it"
+    elif artifacts.DENSE in names:
+        advice = f"--weights {folder.path / artifacts.DENSE} with a new --output skips the training"
+    return f"{folder.path} holds {', '.join(names)}; {advice}"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.prune") -> int:
@@ -160,14 +181,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.prune
         with blame("--output"):
             folder = RunFolder(config.output, f"{config.model}-{config.data}")
         folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
-        console = make_console()
         try:
-            report = prune(config, folder, on(console))
+            report = prune(config, folder, on(make_console(stderr=True)))
         except UsageError:
             folder.discard()
             raise
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(stopped(folder)) from stop
+        console = make_console()
         console.print(result_table(report))
         console.print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
+        evaluation = prog.replace("prune", "evaluate")
+        console.print(f'next: {evaluation} --run {folder.path}, or srr_ext.load("{folder.path}") in Python')
 
     return run_command(command, prog)
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from srr_ext.channels.records import Side
 from srr_ext.copying import copy_model
+from srr_ext.equality import relative_error
 from srr_ext.inputs import detached, run, tensors_in, to_double
-from srr_ext.layers import Positions, channels_of, cut_layers, cut_tensor, zero_outputs
+from srr_ext.layers import Positions, cut_layers, cut_tensor, mask_layers, widths_of
 from srr_ext.plan import PruningPlan
 
 _SIDES: tuple[Side, Side] = ("out", "in")
@@ -29,14 +30,18 @@ def cut(model: nn.Module, plan: PruningPlan) -> nn.Module:
     ValueError
         If the plan does not fit; the message names the first layer that disagrees.
     """
-    modules = dict(model.named_modules())
-    sides = _sides(plan)
+    if not isinstance(model, nn.Module) or not isinstance(plan, PruningPlan):
+        given = f"{type(model).__name__} and {type(plan).__name__}"
+        raise TypeError(f"model, plan: expected a torch.nn.Module and a PruningPlan, got {given}")
+    sides, found = _sides(plan), widths_of(model)
     try:
-        for name in plan.layers:
-            for side, planned in zip(_SIDES, plan.widths.get(name, ()), strict=False):
-                found = channels_of(modules[name], side) if name in modules else None
-                if found != planned and (name, side) in sides:
-                    raise ValueError(f"layer {name!r}: expected {planned} {side} channels, found {found or 'none'}")
+        for name, widths in plan.widths.items():
+            for side, planned, here in zip(_SIDES, widths, found.get(name, (None, None)), strict=True):
+                if planned != here and (name not in found or (name, side) in sides):
+                    raise ValueError(f"layer {name!r}: expected {planned} {side} channels, found {here or 'none'}")
+        strange = [name for name in found if name not in plan.widths] if plan.widths else []
+        if strange:
+            raise ValueError(f"layer {strange[0]!r}: the model that the plan was made for has none of that name")
         return cut_layers(model, sides)
     except ValueError as error:
         raise ValueError(f"the plan does not fit this model: {error}") from None
@@ -93,8 +98,8 @@ def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> float:
     Returns
     -------
     float
-        max |pruned - masked| / max |masked| over all outputs; at most 1e-9 for a correct plan, infinite if outputs
-        differ in shape or hold NaN.
+        max |pruned - masked| / max |masked|, the largest over the outputs; at most 1e-9 for a correct plan, infinite if
+        outputs differ in shape or hold NaN.
 
     Raises
     ------
@@ -106,35 +111,21 @@ def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> float:
 
 def _error(model: nn.Module, small: nn.Module, plan: PruningPlan, example_inputs: Any) -> float:
     inputs = to_double(example_inputs)
-    wanted = _outputs(masked(model, plan), inputs)
-    found = _outputs(copy_model(small), inputs)
-    if [value.shape for value in wanted] != [value.shape for value in found]:
-        return float("inf")
-    worst, scale = 0.0, 0.0
-    for a, b in zip(wanted, found, strict=True):
-        difference = torch.where(a == b, 0.0, (a - b).abs())  # equal infinities agree
-        if not bool(difference.isfinite().all()):
-            return float("inf")  # NaN proves nothing
-        if a.numel():
-            scale = max(scale, float(torch.where(a.isfinite(), a, 0.0).abs().max()))
-            worst = max(worst, float(difference.max()))
-    return worst / scale if scale else worst
+    return relative_error(_outputs(masked(model, plan), inputs), _outputs(copy_model(small), inputs))
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with torch.no_grad():
-        return [value.double() for value in tensors_in(run(model.double().eval(), detached(inputs)))]
+    try:
+        with torch.no_grad():
+            return [value.double() for value in tensors_in(run(model.double().eval(), detached(inputs)))]
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"plan, example_inputs: the model does not run with them in float64 ({problem})") from error
 
 
 def masked(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Copy the model with every planned filter, its bias and its normalisation set to zero."""
-    twin = copy_model(model)
-    modules = dict(twin.named_modules())
-    for (name, side), kept in _sides(plan).items():
-        module = modules[name]
-        if side == "out" and not isinstance(module, nn.PReLU):  # any slope keeps zero at zero
-            zero_outputs(module, np.setdiff1d(np.arange(channels_of(module, "out") or 0), kept))
-    return twin
+    return mask_layers(model, _sides(plan))
 
 
 def prune_optimizer(
@@ -160,7 +151,7 @@ def prune_optimizer(
     Raises
     ------
     ValueError
-        If the optimiser holds a parameter that is not the model's.
+        If the optimiser holds a parameter that is not the model's, or state that is not shaped like its parameter.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     small = dict(pruned.named_parameters())
@@ -168,8 +159,11 @@ def prune_optimizer(
     sides = _sides(plan)
 
     def cut_state(name: str, value: Any, parameter: Tensor) -> Any:
-        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        if not isinstance(value, Tensor) or value.numel() == 1:
             return copy.deepcopy(value)  # step counts and the like
+        if value.shape != parameter.shape:
+            kind = type(optimizer).__name__
+            raise ValueError(f"optimizer: {kind} keeps state of another shape than its parameters, which cannot be cut")
         module, _, attribute = name.rpartition(".")
         ins, outs = sides.get((module, "in")), sides.get((module, "out"))
         return cut_tensor(modules[module], attribute, value, ins, outs).clone()

@@ -8,7 +8,9 @@ Everything random, the order of the images included, follows from one seed.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,18 +135,18 @@ def train(
     Raises
     ------
     ValueError
-        A GPU was asked for where there is none.
+        A GPU was asked for where there is none, or there are no training images.
     FloatingPointError
         The loss is no longer finite.
     """
     accelerator = make_accelerator(device)
-    home, mode = _device_of(model), model.training
     batches = data.batches("train", config.batch_size, train=True, seed=seed, device=accelerator.device)
+    if not len(batches):
+        raise ValueError(f"data: {data.name} holds no training images")
     steps = config.epochs * len(batches)
     history: list[dict[str, Any]] = []
     bar = (progress or silent()).stage(stage, steps)
-    with _seeded(seed), bar as step:
-        model.to(accelerator.device)
+    with _seeded(seed), _mode(model, training=True), _lent_to(accelerator, model), bar as step:
         sgd = torch.optim.SGD(
             model.parameters(),
             lr=config.lr,
@@ -165,10 +167,8 @@ def train(
             history.append(record)
             if log is not None:
                 log(record)
-            shown = top1 if validation is None else validation
-            step(0, f"epoch {epoch}/{config.epochs}, loss {loss:.3f}, top-1 {shown:.2f} %")
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    model.to(home).train(mode)
+            shown = f"training {top1:.2f} %" if validation is None else f"validation {validation:.2f} %"
+            step(0, f"epoch {epoch}/{config.epochs}, {shown}")
     return history
 
 
@@ -232,6 +232,7 @@ def evaluate(
     split: str = "test",
     *,
     batch_size: int = _EVAL_BATCH,
+    stage: str = "evaluate",
     progress: Progress | None = None,
 ) -> float:
     """Measure top-1 accuracy.
@@ -246,6 +247,8 @@ def evaluate(
         Which of them, without augmentation.
     batch_size : int, default 200
         Images per step.
+    stage : str, default "evaluate"
+        What progress calls this evaluation.
     progress : Progress, optional
         Shows the steps.
 
@@ -258,7 +261,7 @@ def evaluate(
     if not len(batches):
         raise ValueError(f"split {split!r} of {data.name} holds no images")
     accuracy: MulticlassAccuracy | None = None
-    with _mode(model, training=False), (progress or silent()).stage(f"evaluate {split}", len(batches)) as step:
+    with _mode(model, training=False), (progress or silent()).stage(stage, len(batches)) as step:
         for images, labels in batches:
             scores = model(images)
             accuracy = accuracy or _accuracy(scores)
@@ -269,7 +272,13 @@ def evaluate(
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], n_batches: int = 50) -> int:
+def recalibrate_batch_norm(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    n_batches: int = 50,
+    *,
+    progress: Progress | None = None,
+) -> int:
     """Measure the running statistics of batch normalisation anew, without training.
 
     Removing channels shifts the statistics of what the later layers see; this brings back much of the accuracy at the
@@ -282,13 +291,22 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Ten
     batches : iterable of (images, labels)
         Training images; the labels are not used.
     n_batches : int, default 50
-        How many batches count, each with the same weight.
+        At most how many batches count, each with the same weight.
+    progress : Progress, optional
+        Shows the batches.
 
     Returns
     -------
     int
         Number of layers measured, 0 for a network without batch normalisation.
+
+    Raises
+    ------
+    ValueError
+        There is no batch, so nothing to measure; the statistics are then as they were.
     """
+    if n_batches < 1:
+        raise ValueError(f"n_batches must be at least 1, but is {n_batches}")
     norms = [
         module
         for module in model.modules()
@@ -296,17 +314,25 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, Ten
     ]
     if not norms:
         return 0
+    total = min(n_batches, operator.length_hint(batches, n_batches))
+    counted = itertools.islice(batches, n_batches)
+    first = next(counted, None)
+    if first is None:
+        raise ValueError("batches is empty; pass at least one batch of training images")
     momenta = [norm.momentum for norm in norms]
     device = _device_of(model)
-    with _mode(model, training=False):  # drop-out stays off
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # which means the plain mean over batches
-            norm.train()
-        for _, (images, _) in zip(range(n_batches), batches, strict=False):
-            model(images.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    with _mode(model, training=False), (progress or silent()).stage("recalibrate", total) as step:  # drop-out stays off
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # which means the plain mean over batches
+                norm.train()
+            for images, _ in itertools.chain([first], counted):
+                model(images.to(device))
+                step()
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return len(norms)
 
 
@@ -349,6 +375,18 @@ def _accuracy(scores: Tensor) -> MulticlassAccuracy:
 def _device_of(model: nn.Module) -> torch.device:
     """Where the first parameter is."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _lent_to(accelerator: Accelerator, model: nn.Module) -> Any:
+    """Move the model to the accelerator's device for a while, then back, without what accelerate has put around it."""
+    home = _device_of(model)
+    try:
+        model.to(accelerator.device)
+        yield
+    finally:
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        model.to(home)
 
 
 @contextmanager

@@ -19,6 +19,7 @@
 #include "clones.h"
 #include "cosine_tile.h"
 #include "jobs.h"
+#include "layers.h"
 #include "unit_filters.h"
 
 namespace srr::cpu {
@@ -281,6 +282,8 @@ std::tuple<Tensor, Tensor> filter_graphs(const std::vector<Tensor>& weights, dou
   int64_t n_words = 0, n_filters = 0;
   for (const Tensor& weight : weights) {
     STD_TORCH_CHECK(weight.dim() >= 1 && weight.is_cpu(), "weights must be CPU tensors of shape [n_filters, ...]");
+    STD_TORCH_CHECK(weight.size(0) <= kMostFilters, "weights must have at most ", kMostFilters, " filters each, got ",
+                    weight.size(0));
     sources.push_back(weight.is_contiguous() ? weight : torch::stable::contiguous(weight));
     n_words += weight.size(0) * words_for(weight.size(0));
     n_filters += weight.size(0);

@@ -7,12 +7,16 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "../core/bit_graph.h"
 
 namespace srr::cpu {
+
+// A layer's filters are numbered in 32 bits, and n * words_for(n) of so many fits in 64.
+constexpr int64_t kMostFilters = std::numeric_limits<int32_t>::max();
 
 // Graph i, for all i, behind a check that the buffer has the size its layers need. int64 words carry the bits of
 // uint64 ones, because few torch functions accept the unsigned type.
@@ -24,8 +28,12 @@ class Layers {
     int64_t total = 0;
     for (const int64_t n : n_filters) {
       STD_TORCH_CHECK(n >= 0, "n_filters must not be negative, got ", n);
+      STD_TORCH_CHECK(n <= kMostFilters, "n_filters must be at most ", kMostFilters, " each, got ", n);
+      const int64_t more = n * words_for(n);
+      STD_TORCH_CHECK(more <= std::numeric_limits<int64_t>::max() - total,
+                      "n_filters must describe no more words than int64 can count");
       offsets_.push_back(total);
-      total += n * words_for(n);
+      total += more;
     }
     STD_TORCH_CHECK(words.numel() == total, "words must have ", total, " elements for these n_filters, got ",
                     words.numel());

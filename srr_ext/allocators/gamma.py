@@ -122,12 +122,14 @@ def smallest_gamma(
     if reached > limit:
         raise ValueError(unreachable(target, reached, cost, f"even with all filters joined (gamma={high:.4g})"))
     with context.progress.stage("gamma", HALVINGS + BISECTIONS) as step:
-        for _ in range(HALVINGS):
+        for halving in range(1, HALVINGS + 1):
             step(note=f"{high:.4g}")
             if lowest_cost(high / 2) > limit:
+                step(HALVINGS - halving)  # the others are not needed
                 break
             high /= 2
         else:
+            step(BISECTIONS)
             return high
         low = high / 2
         for _ in range(BISECTIONS):

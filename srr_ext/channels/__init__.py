@@ -16,6 +16,7 @@ from srr_ext.channels.records import NO_VERTEX, ChannelAnalysis, ChannelGroup, L
 from srr_ext.channels.trace import LabelTracer, Notes
 from srr_ext.copying import copy_model
 from srr_ext.inputs import as_arguments
+from srr_ext.layers import widths_of
 
 __all__ = ["NO_VERTEX", "ChannelAnalysis", "ChannelGroup", "Layer", "Member", "Pin", "analyze_channels"]
 
@@ -44,7 +45,7 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
     Raises
     ------
     TypeError
-        If the example inputs are no tensor, tuple or dict.
+        If the model is no module, or the example inputs are no tensor, tuple or dict.
     ValueError
         If ``ignored`` names no module, or the model does not run on the example inputs.
 
@@ -53,6 +54,8 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
     What the model does with other inputs (another branch for another image size, say) is not seen; give example inputs
     of the kind it will meet.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     ignored = frozenset(ignored)
     unknown = ignored - {name for name, _ in model.named_modules()}
     if unknown:
@@ -83,6 +86,8 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
         fixed_macs=counter.get_total_flops() // 2 - macs,
         total_params=sum(parameter.numel() for parameter in model.parameters()),
         unreached=tuple(name for name in with_parameters if name not in seen),
+        widths=widths_of(model),
+        ignored=tuple(sorted(ignored)),
     )
 
 

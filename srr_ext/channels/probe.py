@@ -19,10 +19,13 @@ from srr_ext.channels.calls import Step
 from srr_ext.channels.groups import build_groups
 from srr_ext.channels.labels import Labels, LabelSpace, compact
 from srr_ext.channels.records import NO_VERTEX, ChannelGroup, Pin
-from srr_ext.channels.trace import LabelTracer, Notes
-from srr_ext.layers import cut_layers, kept_positions
+from srr_ext.channels.trace import LabelTracer, Notes, undisturbed
+from srr_ext.equality import relative_error
+from srr_ext.inputs import detached, run, tensors_in
+from srr_ext.layers import cut_layers, kept_positions, mask_layers
 
 SMALL_GROUP = 8  # vertices
+ROUGHLY = 1e-2  # relative; single precision stays far below, half precision just so, a wrong channel does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +125,15 @@ class Probe:
         seed = 0
         while True:
             groups, pins = build_groups(self.space, self.notes)
-            finding = next(filter(None, (self.replay(groups, kept) for kept in trial_cuts(groups, seed))), None)
-            if finding is None or not groups:
-                return groups, pins
+            cuts = trial_cuts(groups, seed)
+            finding = next(filter(None, (self.replay(groups, kept) for kept in cuts)), None)
+            if finding is None:
+                wrong = self._unequal_groups(groups, cuts[-1])
+                if not wrong:
+                    return groups, pins
+                for group in wrong:
+                    self._pin_group(group, "the network's numbers depend on the width in a way that cannot be followed")
+                continue
             labels, reason = finding
             before = len(self.space.pinned_classes())
             for read in labels:
@@ -172,6 +181,36 @@ class Probe:
         """Cut one group at a time and pin those that disagree; all of them if none does alone."""
         alone = [group for group in groups if any(self.replay(groups, kept) for kept in trial_cuts([group], 0))]
         for group in alone or groups:
-            for member in group.producers:
-                labels = self.notes.axes[member.module, member.side].labels
-                self.space.pin(labels[torch.from_numpy(member.vertex != NO_VERTEX)], reason)
+            self._pin_group(group, reason)
+
+    def _pin_group(self, group: ChannelGroup, reason: str) -> None:
+        for member in group.producers:
+            labels = self.notes.axes[member.module, member.side].labels
+            self.space.pin(labels[torch.from_numpy(member.vertex != NO_VERTEX)], reason)
+
+    def _unequal_groups(self, groups: Sequence[ChannelGroup], kept: Mapping[str, np.ndarray]) -> list[ChannelGroup]:
+        """Find, by halving, the groups whose cut changes the outputs as zeroed filters do not."""
+        if not groups or self._equal(groups, kept):
+            return []
+        if len(groups) == 1:
+            return list(groups)
+        half = len(groups) // 2
+        return self._unequal_groups(groups[:half], kept) + self._unequal_groups(groups[half:], kept) or list(groups)
+
+    def _equal(self, groups: Sequence[ChannelGroup], kept: Mapping[str, np.ndarray]) -> bool:
+        """Compare the cut model with the one whose filters are zeroed, for what labels do not tell: values.
+
+        In the model's own precision, so roughly; `srr_ext.surgery.verify` is the proof. Outputs that are not finite
+        anyway tell nothing.
+        """
+        sides = kept_positions(groups, kept)
+        outputs = []
+        try:
+            for model in (mask_layers(self.model, sides), cut_layers(self.model, sides)):
+                with undisturbed(model):
+                    outputs.append(list(tensors_in(run(model.eval(), detached(self.example_inputs)))))
+        except Exception:  # whatever the model raises is a difference
+            return False
+        if not all(bool(value.isfinite().all()) for value in outputs[0] if value.is_floating_point()):
+            return True
+        return relative_error(*outputs) < ROUGHLY

@@ -127,6 +127,10 @@ class ChannelAnalysis:
         Parameter elements of the whole model.
     unreached : tuple of str
         Modules with parameters that the example inputs never reached, in evaluation or training mode.
+    widths : dict
+        Module name to (output, input) channels, for every module of a kind that can be cut, followed or not.
+    ignored : tuple of str
+        Modules whose outputs were to stay.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -134,4 +138,6 @@ class ChannelAnalysis:
     pins: tuple[Pin, ...] = ()
     fixed_macs: int = 0
     total_params: int = 0
-    unreached: tuple[str, ...] = field(default=())
+    unreached: tuple[str, ...] = ()
+    widths: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()

@@ -154,8 +154,8 @@ def channel_shuffle(tracer: LabelTracer, call: Call) -> list[Labels | None]:
 def zero_goes_to(call: Call, kept: Sequence[Labels] = ()) -> str:
     """Name of the operation if it does not map a removed channel's zeros to zero, else "".
 
-    The function is evaluated on zeros (on two arbitrary values for operands that stay, which ``kept`` lists, and where
-    a channel is not zero any more).
+    The function is evaluated on zeros; on two arbitrary values for fixed tensors, whose values may differ for other
+    inputs, for operands that stay, which ``kept`` lists, and where a channel is not zero any more.
     """
     if call.name in UNPREDICTABLE:
         return call.name
@@ -165,9 +165,8 @@ def zero_goes_to(call: Call, kept: Sequence[Labels] = ()) -> str:
             if not isinstance(value, Tensor):
                 return value
             labels = call.tracer.labels(value)
-            if labels is None:
-                return value
-            number = stand_in if labels.lost_zero or any(labels is other for other in kept) else 0.0
+            arbitrary = labels is None or labels.lost_zero or any(labels is other for other in kept)
+            number = (stand_in > 0 if value.dtype is torch.bool else stand_in) if arbitrary else 0.0
             return torch.full((1,) * value.ndim, number, device=value.device).to(value.dtype)
 
         args, kwargs = tree_map(entry, (call.args, call.kwargs))

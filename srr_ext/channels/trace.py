@@ -93,7 +93,7 @@ class LabelTracer(TorchFunctionMode):
 
     def trace(self, example_inputs: Any) -> None:
         """Run the model once and pin whatever reaches its outputs."""
-        with _undisturbed(self.model), self._module_stack(), self, _Unseen(self):
+        with undisturbed(self.model), self._module_stack(), self, _Unseen(self):
             output = run(self.model, detached(example_inputs))
         for tensor in tensors_in(output):
             labels = self.labels(tensor)
@@ -323,7 +323,7 @@ class LabelTracer(TorchFunctionMode):
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run without gradients or warnings, and put the random state and the model's buffers back afterwards."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []

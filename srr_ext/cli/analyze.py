@@ -34,7 +34,7 @@ def show(config: AnalyzeConfig, console: Console) -> None:
     """
     if config.output is not None and (config.output.exists() or not config.output.parent.is_dir()):
         raise UsageError("--output", f"{config.output} is there already, or its folder is not; name a new file")
-    progress = on(console)
+    progress = on(make_console(stderr=True))
     images = steps.load_data(config, progress)
     network = steps.dense_network(config, images, progress)
     example = images.example()

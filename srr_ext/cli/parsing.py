@@ -151,8 +151,8 @@ def run_command(command: Callable[[], int | None], prog: str) -> int:
     except UsageError as error:
         sys.stderr.write(f"{prog}: error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: stopped\n")
+    except KeyboardInterrupt as stop:  # with a message where there is something to say
+        sys.stderr.write(f"{prog}: stopped{f'; {stop}' if stop.args else ''}\n")
         return 130
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from srr_ext import data, models
 from srr_ext.allocators import get_allocator
 from srr_ext.cli.parsing import UsageError, blame, flag_of
-from srr_ext.config import ModelAndData, Planning
+from srr_ext.config import ModelAndData, Planning, PruneConfig
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
 from srr_ext.data import ImageData
@@ -52,15 +52,21 @@ def make_model(config: ModelAndData, images: ImageData) -> nn.Module:
     if config.weights is not None:
         with blame("--weights"):
             model = models.create(config.model, len(images.classes), config.weights, **shape)
-    with blame("--model"), torch.no_grad():
-        try:
-            scores = model.eval()(images.example())
-        except (RuntimeError, IndexError) as error:
-            channels, size = images.in_channels, images.image_size
-            raise ValueError(f"{config.model} cannot read images [{channels}, {size}, {size}]: {error}") from error
-        if not isinstance(scores, torch.Tensor) or scores.ndim != 2 or scores.shape[1] < len(images.classes):
-            raise ValueError(f"{config.model} does not give one score for each of {len(images.classes)} classes")
+    with blame("--model"):
+        check_fit(model.eval(), config.model, images)
     return model.train()
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, name: str, images: ImageData) -> None:
+    """Raise a ValueError unless the network reads these images and scores their classes."""
+    try:
+        scores = model(images.example())
+    except (RuntimeError, IndexError) as error:
+        channels, size = images.in_channels, images.image_size
+        raise ValueError(f"{name} cannot read images [{channels}, {size}, {size}]: {error}") from error
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2 or scores.shape[1] < len(images.classes):
+        raise ValueError(f"{name} does not give one score for each of {len(images.classes)} classes")
 
 
 def dense_network(config: Planning, images: ImageData, progress: Progress, log: Log | None = None) -> nn.Module:
@@ -113,10 +119,11 @@ def check(config: Planning) -> None:
     """Refuse devices, targets, methods and limits that cannot be, before any work."""
     with blame("--device"):
         make_accelerator(config.device)
-    with blame("--allocator"):
-        get_allocator(config.allocator)
-    with blame("--selector"):
-        get_selector(config.selector)
+    if isinstance(config, PruneConfig):
+        with blame("--allocator"):
+            get_allocator(config.allocator)
+        with blame("--selector"):
+            get_selector(config.selector)
     given = list(config.target)
     if len(given) > 1:
         raise UsageError(flag_of(given[1]), f"goes alone, without {flag_of(given[0])}")
@@ -124,11 +131,12 @@ def check(config: Planning) -> None:
         with blame(flag_of(name)):
             Target(name.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the three names are its quantities
     limits = {
-        "floor": (0 <= config.floor < 1, "in [0, 1)"),
-        "round_to": (config.round_to >= 1, "at least 1"),
         "gamma": (config.gamma == "auto" or config.gamma > 0, "'auto' or above 0"),
         "seed": (config.seed >= 0, "at least 0"),
     }
+    if isinstance(config, PruneConfig):
+        limits["floor"] = (0 <= config.floor < 1, "in [0, 1)")
+        limits["round_to"] = (config.round_to >= 1, "at least 1")
     for name, (holds, wanted) in limits.items():
         if not holds:
             raise UsageError(flag_of(name), f"must be {wanted}, but is {getattr(config, name)}")

@@ -15,10 +15,13 @@ from srr_ext.redundancy import RedundancyReport
 _NARROW = 100  # columns of a table when the output is no terminal and has no width of its own
 
 
-def make_console() -> Console:
-    """Return a console on the standard output; in a pipe or file its width does not depend on the machine."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=_NARROW)
+def make_console(stderr: bool = False) -> Console:
+    """Return a console: results go to the standard output, progress to the error stream, out of the way of pipes.
+
+    In a pipe or file its width does not depend on the machine.
+    """
+    console = Console(highlight=False, soft_wrap=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, width=_NARROW, stderr=stderr)
 
 
 def result_table(report: dict[str, Any]) -> Table:

@@ -128,7 +128,10 @@ class Batches:
 
     def __len__(self) -> int:
         """Count the batches of an epoch."""
-        return -(-len(self.labels) // self.batch_size)
+        full, rest = divmod(len(self.labels), self.batch_size)
+        if rest == 1 and full and self.train:
+            return full  # batch normalisation cannot learn from a single image
+        return full + (rest > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through one epoch."""
@@ -136,10 +139,7 @@ class Batches:
         # Drawn on the CPU whatever the device, so that a seed means the same order everywhere.
         generator = torch.Generator().manual_seed(self.seed * _EPOCH_STRIDE + self.epoch)
         order = torch.randperm(n, generator=generator) if self.train else torch.arange(n)
-        for start in range(0, n, self.batch_size):
-            index = order[start : start + self.batch_size]
-            if self.train and len(index) == 1 < n:
-                break  # batch normalisation cannot learn from a single image
+        for index in order.split(self.batch_size)[: len(self)]:
             images = self.images[index.to(self.device)]
             images = augment(images, self.crop, self.flip, generator)
             yield torch.addcmul(self.shift, images.float(), self.scale), self.labels[index.to(self.device)]

@@ -99,7 +99,8 @@ def create(
     ----------
     name : str
         One of :func:`available_models`, or ``package.module:function``, a factory of your own. It is called with those
-        of ``num_classes``, ``in_channels`` and ``image_size`` that were given and that it has parameters for.
+        of ``num_classes``, ``in_channels`` and ``image_size`` that were given and that it has parameters for
+        (``**kwargs`` receives ``num_classes`` alone).
         ``resnet20`` ... ``resnet110`` are the CIFAR networks with zero-padded shortcuts (option A), ``resnet20b`` ...
         those with 1x1 convolutions (option B).
     num_classes : int, optional
@@ -197,7 +198,8 @@ def _from_factory(name: str, options: dict[str, int]) -> nn.Module:
         raise ValueError(f"model {name!r}: {error}; package.module:function must be importable from here") from error
     parameters = inspect.signature(factory).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    model = factory(**{key: value for key, value in options.items() if takes_all or key in parameters})
+    wanted = {*parameters, "num_classes"} if takes_all else {*parameters}  # others of **kwargs may mean anything
+    model = factory(**{key: value for key, value in options.items() if key in wanted})
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r} must return a torch.nn.Module, but returned {type(model).__name__}")
     return model
