@@ -169,3 +169,25 @@ def test_state_that_cannot_be_cut_is_refused(small_plan: PruningPlan) -> None:
     small = srr_ext.apply_plan(model, small_plan, IMAGE)
     with pytest.raises(ValueError, match="Adafactor"):
         srr_ext.prune_optimizer(optimizer, model, small, small_plan)
+
+
+def test_outputs_that_hold_nothing_prove_nothing(small_plan: PruningPlan) -> None:
+    """No image, no proof."""
+    model = srr_ext.models.create("resnet20")
+    assert srr_ext.verify(model, small_plan, IMAGE[:0]) == float("inf")
+
+
+def test_the_names_to_ignore_are_a_list() -> None:
+    """A bare string would be taken for its letters."""
+    with pytest.raises(TypeError, match="conv1"):
+        srr_ext.analyze_channels(srr_ext.models.create("resnet20"), IMAGE, ignored="conv1")
+
+
+def test_the_optimisers_tensor_options_are_not_shared(small_plan: PruningPlan) -> None:
+    """A learning rate that is a tensor belongs to each optimiser alone."""
+    model = srr_ext.models.create("resnet20")
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.1))
+    small = srr_ext.apply_plan(model, small_plan, IMAGE)
+    twin = srr_ext.prune_optimizer(optimizer, model, small, small_plan)
+    twin.param_groups[0]["lr"].fill_(0.5)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)

@@ -99,7 +99,7 @@ def verify(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> float:
     -------
     float
         max |pruned - masked| / max |masked|, the largest over the outputs; at most 1e-9 for a correct plan, infinite if
-        outputs differ in shape or hold NaN.
+        outputs differ in shape, hold NaN or hold nothing.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def _error(model: nn.Module, small: nn.Module, plan: PruningPlan, example_inputs
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     try:
         with torch.no_grad():
-            return [value.double() for value in tensors_in(run(model.double().eval(), detached(inputs)))]
+            return list(tensors_in(run(model.double().eval(), detached(inputs))))
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"plan, example_inputs: the model does not run with them in float64 ({problem})") from error
@@ -173,7 +173,8 @@ def prune_optimizer(
         unknown = [parameter for parameter in group["params"] if id(parameter) not in names]
         if unknown:
             raise ValueError(f"optimizer: holds a parameter of shape {list(unknown[0].shape)} that is not the model's")
-        groups.append({**group, "params": [small[names[id(parameter)]] for parameter in group["params"]]})
+        options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
+        groups.append({**options, "params": [small[names[id(parameter)]] for parameter in group["params"]]})
     twin = type(optimizer)(groups, **_constructor_defaults(optimizer))
     for parameter, state in optimizer.state.items():
         name = names[id(parameter)]

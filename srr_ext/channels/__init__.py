@@ -56,6 +56,8 @@ def analyze_channels(model: nn.Module, example_inputs: Any, *, ignored: Iterable
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(ignored, str):
+        raise TypeError(f"ignored: expected a list of module names, got the string {ignored!r}")
     ignored = frozenset(ignored)
     unknown = ignored - {name for name, _ in model.named_modules()}
     if unknown:

@@ -41,7 +41,7 @@ class LabelSpace:
     def roots(self, labels: Tensor) -> Tensor:
         """Return the representatives of a whole label tensor, same shape."""
         unique, inverse = torch.unique(labels, return_inverse=True)
-        return torch.tensor([self.find(label) for label in unique.tolist()], dtype=torch.int64)[inverse]
+        return torch.tensor([self.find(label) for label in unique.tolist()], dtype=torch.int64, device="cpu")[inverse]
 
     def unite(self, first: Tensor, second: Tensor, reason: str, *, added: bool = False) -> None:
         """Merge the classes of labels that meet position by position; meeting ``KEPT`` pins.

@@ -56,6 +56,8 @@ class ReplayTracer(LabelTracer):
         expected = self._journal.steps[at] if at < len(self._journal.steps) else None
         if expected is None or (expected.name, expected.module) != (step.name, step.module):
             raise Disagreement("another operation runs")
+        if step.constants != expected.constants:
+            raise Disagreement("a number that it uses changes")
         for (shape, base), (full_shape, full_base) in zip(step.made, expected.made, strict=True):
             if (base is None) != (full_base is None):
                 raise Disagreement("labels appear or vanish")
@@ -63,8 +65,6 @@ class ReplayTracer(LabelTracer):
                 if expected.read and shape != full_shape:
                     raise Disagreement("a fixed result changes its size")
                 continue
-            if step.constants != expected.constants:
-                raise Disagreement("a number that it uses changes")
             left = compact(self.space, Labels(full_base, full_shape), self._removed)
             if left is None:
                 agree = 0 in shape

@@ -69,7 +69,7 @@ SPATIAL = frozenset(
     + [f"{kind}_pool{n}d_with_indices" for kind in ("max", "adaptive_max") for n in (1, 2, 3)]
     + ["interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "fractional_max_pool2d", "grid_sample"]
 )
-VALUED = ELEMENTWISE | REDUCTIONS | ALONG_DIM | SPATIAL  # operations whose numbers no removal may change
+VALUED = ELEMENTWISE | REDUCTIONS | ALONG_DIM | SPATIAL
 
 
 def shape_operation(tracer: LabelTracer, call: Call) -> list[Labels | None]:
@@ -386,3 +386,8 @@ def rule_for(call: Call) -> Rule:
     if call.function is Tensor.unfold:
         return shape_operation
     return _RULES.get(call.name, not_understood)
+
+
+def uses_values(call: Call) -> bool:
+    """Whether no removal may change the numbers that a call combines its operands with."""
+    return call.name in VALUED or rule_for(call) is not_understood

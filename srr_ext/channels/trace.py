@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from srr_ext.channels.calls import Call, Step, operation_name
 from srr_ext.channels.labels import Labels, LabelSpace, class_axis
 from srr_ext.channels.records import Layer, Role, Side
-from srr_ext.channels.rules import METADATA, VALUED, rule_for
+from srr_ext.channels.rules import METADATA, rule_for, uses_values
 from srr_ext.inputs import detached, run, tensors_in
 
 
@@ -151,7 +151,7 @@ class LabelTracer(TorchFunctionMode):
             pairs = zip(results, made, strict=True)
             outcome = [(value.shape, None if labels is None else labels.base) for value, labels in pairs]
             with no_dispatch():
-                self.record(Step(call.name, self.where, read, outcome, call.constants() if call.name in VALUED else []))
+                self.record(Step(call.name, self.where, read, outcome, call.constants() if uses_values(call) else []))
         return call.result
 
     def record(self, step: Step) -> None:
