@@ -307,10 +307,10 @@ def test_depthwise_follows() -> None:
 
 
 def test_depthwise_multiplier_repeats_vertices() -> None:
-    """With multiplier two, input channel c goes with output channels 2 c and 2 c + 1, if it goes at all."""
+    """With multiplier two, input channel c goes with output channels 2 c and 2 c + 1."""
     found = classes(_analysis("depthwise_multiplier_2"), "b")
-    if "a" in found:
-        _same_classes(found["a"], [[2 * c, 2 * c + 1] for c in range(8)])
+    assert "a" in found
+    _same_classes(found["a"], [[2 * c, 2 * c + 1] for c in range(8)])
 
 
 def test_cat_twice_shares_vertices() -> None:
