@@ -1,5 +1,5 @@
 # make prune   train, prune and fine-tune the embedded example        make test   all tests
-# make install the environment alone       make lint   style and types       make bench  benchmarks
+# make install the environment alone       make lint   style and types       make bench  benchmarks       make docs  site/
 #
 # Each target does all set-up it needs, and only once: the environment again when requirements.lock changes, the native
 # library again when its sources do. SRR_BUILD=cpu|cuda|none chooses what is built (default auto), PYTHON the interpreter.
@@ -16,7 +16,7 @@ BUILT := $(VENV)/.built-$(SRR_BUILD)
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu)
 
-.PHONY: install prune test pytest ctest lint bench clean
+.PHONY: install prune test pytest ctest lint bench docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -57,6 +57,9 @@ lint: $(LOCKED)
 bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
+docs: $(LOCKED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf build dist *.egg-info srr_ext/*.so srr_ext/_build_config.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist site *.egg-info srr_ext/*.so srr_ext/_build_config.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f $(VENV)/.built-*

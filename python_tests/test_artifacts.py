@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from srr_ext import artifacts, models
-from srr_ext.artifacts import RunFolder, load, save
+from srr_ext.artifacts import RunFolder, load, load_dense, save, save_dense
 from srr_ext.files import read_json, replace_file, write_json
 from srr_ext.plan import PruningPlan, make_plan
 from srr_ext.surgery import apply_plan
@@ -199,3 +199,26 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     folder.discard()
     assert not (tmp_path / "a").exists()
+
+
+def test_networks_whose_layers_have_versions_come_back(tmp_path: Path) -> None:
+    """MNASNet refuses tensors without the version of the code that wrote them."""
+    model, example = models.create("mnasnet0_5", 10, image_size=32).eval(), torch.randn(1, 3, 32, 32)
+    plan = make_plan(model, example, allocator="uniform", keep_macs=0.5)
+    small = apply_plan(model, plan, example)
+    save(tmp_path, small, plan)
+    assert torch.equal(load(tmp_path)(example), small(example))
+
+
+def test_a_dense_network_comes_back(tmp_path: Path) -> None:
+    """By name, with its tensors, in evaluation mode; one of the user's own says how to read it."""
+    model, example = models.create("resnet18", 7, image_size=32), torch.randn(2, 3, 32, 32)
+    again = save_dense_and_load(tmp_path, model)
+    assert not again.training and torch.equal(again(example), model.eval()(example))
+    with pytest.raises(ValueError, match="was not made by name"):
+        save_dense_and_load(tmp_path / "own", nn.Linear(2, 2))
+
+
+def save_dense_and_load(folder: Path, model: nn.Module) -> nn.Module:
+    """Write a dense network and read it back."""
+    return load_dense(save_dense(folder, model))

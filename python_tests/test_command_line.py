@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import refused
 from PIL import Image
 from rich.console import Console
 from shared_data import SHARED
@@ -25,7 +26,7 @@ import srr_ext
 from srr_ext import models
 from srr_ext.__main__ import main
 from srr_ext.cli.parsing import as_dict, parse
-from srr_ext.config import AnalyzeConfig, EvaluateConfig, PruneConfig
+from srr_ext.config import AnalyzeConfig, EvaluateConfig, PruneConfig, TrainRunConfig
 from srr_ext.latency import measure_latency
 from srr_ext.progress import on, silent
 
@@ -48,22 +49,6 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must refuse: exit code 2, one line, nothing written. Return the line."""
-    before = sorted(Path().rglob("*"))
-    try:
-        code = main(arguments)
-    except SystemExit as error:
-        code = error.code
-    captured = capsys.readouterr()
-    assert code == 2, captured
-    *progress, line = captured.err.splitlines()
-    assert line.startswith(f"srr {arguments[0]}: error: "), captured.err
-    assert all(re.search(r": \d+ steps in ", step) for step in progress), captured.err
-    assert sorted(Path().rglob("*")) == before
-    return line.partition("error: ")[2]
-
-
 def test_the_default_run_halves_the_cost_and_keeps_the_accuracy() -> None:
     """No arguments, under two minutes, the whole run folder, all figures consistent."""
     start = time.perf_counter()
@@ -71,15 +56,19 @@ def test_the_default_run_halves_the_cost_and_keeps_the_accuracy() -> None:
     assert result.returncode == 0, result.stderr
     assert time.perf_counter() - start < 120
     folder = Path("runs/digits_cnn-digits-001")
-    names = ["architecture.json", "config.json", "dense.safetensors", "log.jsonl", "model.safetensors", "plan.json"]
-    assert sorted(path.name for path in folder.iterdir()) == [*names, "report.json"]
+    names = "architecture.json config.json dense.safetensors events log.jsonl model.safetensors plan.json report.html"
+    assert sorted(path.name for path in folder.iterdir()) == [*names.split(), "report.json", "structure.json"]
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     assert report["top1"]["dense"] >= 97 and report["top1"]["final"] >= report["top1"]["dense"] - 1
     assert report["macs"]["pruned"] <= 0.5 * report["macs"]["dense"]
     assert report["allocator"] == "srr" and report["selector"] == "l1" and report["seed"] == 0
     assert report["gamma"] > 0 and report["surgery_error"] < 1e-9
     assert report["latency_ms"]["dense"] > 0 and report["latency_ms"]["pruned"] > 0
-    assert f"next: python -m srr_ext.evaluate --run {folder}" in result.stdout
+    assert f"next: open {folder}/report.html; python -m srr_ext.evaluate --run {folder}" in result.stdout
+    assert report["command"] == ["python", "-m", "srr_ext.prune"]
+    assert report["environment"]["torch"] == torch.__version__
+    assert report["top5"]["final"] > report["top1"]["final"] and report["rounds"] == 1
+    assert "<svg" in (folder / "report.html").read_text(encoding="utf-8") and list((folder / "events").iterdir())
     for stage in ("train dense", "gamma", "fine-tune", "recalibrate", "latency", "test dense", "test surgery"):
         assert f"{stage}: " in result.stderr and f"{stage}: " not in result.stdout
     assert "epoch 20/20, validation " in result.stderr
@@ -90,13 +79,14 @@ def test_the_default_run_halves_the_cost_and_keeps_the_accuracy() -> None:
     network = srr_ext.load(folder)
     assert sum(p.numel() for p in network.parameters()) == report["params"]["pruned"]
     again = run_module("srr_ext.evaluate", "--run", str(folder))
-    assert f"top-1 {report['top1']['final']:.2f} % of 539 test images" in again.stdout
+    top1, top5 = report["top1"]["final"], report["top5"]["final"]
+    assert f"top-1 {top1:.2f} %, top-5 {top5:.2f} % of 539 test images" in again.stdout
 
 
-@pytest.mark.parametrize("module", ["srr_ext.prune", "srr_ext.analyze", "srr_ext.evaluate"])
+@pytest.mark.parametrize("module", ["prune", "train", "analyze", "evaluate"])
 def test_help_comes_from_everywhere(module: str) -> None:
     """``python -m`` outside the checkout; no warning about doubly imported modules."""
-    result = run_module(module, "--help")
+    result = run_module(f"srr_ext.{module}", "--help")
     assert result.returncode == 0 and "--model MODEL" in result.stdout and not result.stderr
 
 
@@ -158,10 +148,14 @@ def test_evaluate_takes_the_images_of_the_run(image_set: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("step", "kept", "advice"),
     [
-        ("prune.make_plan", {"dense.safetensors"}, "; --weights run/dense.safetensors with a new --output skips"),
+        (
+            "prune.make_plan",
+            {"architecture.json", "dense.safetensors", "events"},
+            "; --weights run/dense.safetensors with a new --output skips",
+        ),
         (
             "prune.measure_latency",
-            {"architecture.json", "dense.safetensors", "model.safetensors", "plan.json"},
+            {"architecture.json", "dense.safetensors", "events", "model.safetensors", "plan.json"},
             "; the pruned network is whole, srr evaluate --run run measures it",
         ),
         ("cli.steps.train", set(), "; delete it to use the name again"),
@@ -228,7 +222,7 @@ def test_the_function_analyze_survives_the_module_of_that_name() -> None:
     assert srr_ext.analyze is function and callable(srr_ext.analyze)
 
 
-@pytest.mark.parametrize("config", [PruneConfig, AnalyzeConfig, EvaluateConfig])
+@pytest.mark.parametrize("config", [PruneConfig, TrainRunConfig, AnalyzeConfig, EvaluateConfig])
 def test_flags_and_their_defaults_are_those_of_the_dataclass(config: type[Any]) -> None:
     """Nothing is lost between dataclass, flags and file."""
     assert parse(config, [], "x") == config()
@@ -253,64 +247,6 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     Path("c.yaml").write_text(capsys.readouterr().out)
     assert parse(PruneConfig, ["--config", "c.yaml"], "x").target == {"keep_channels": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--model", "resnet65"], "--model: 'resnet65' is not known; did you mean resnet56"),
-        (["--model", "resnet18"], "--model: in_channels is 1, but torchvision's resnet18 reads images with 3"),
-        (["--model", "vit_b_16"], "--model: in_channels is 1"),
-        (["--data", "digit"], "--data: 'digit' is not known; did you mean digits?"),
-        (["--data", "folder:/no/such"], "--data: there is no folder /no/such"),
-        (["--data", "mnist:nowhere"], "--data: 'mnist' was not found below nowhere; add --download"),
-        (["--image-size", "32"], "--image-size: must be at least 1 and goes with folder:PATH, not digits"),
-        (["--weights", "no.th"], "--weights: there is no file no.th"),
-        (["--selector", "l3"], "--selector: no selector is called 'l3'; nearest: "),
-        (["--allocator", "ssr"], "--allocator: no allocator is called 'ssr'; nearest: srr"),
-        (["--keep-macs", "0"], "--keep-macs: is the share to keep and must be in (0, 1], got 0"),
-        (["--keep-macs", "1.5"], "--keep-macs: is the share"),
-        (["--keep-macs", ".nan"], "--keep-macs: is the share"),
-        (["--keep-params", "half"], "--keep-params: 'half' is not valid; expected float"),
-        (["--keep-macs", "0.5", "--keep-params", "0.5"], "--keep-params: goes alone, without --keep-macs"),
-        (["--gamma", "-1"], "--gamma: must be 'auto' or above 0"),
-        (["--floor", "1"], "--floor: must be in [0, 1)"),
-        (["--round-to", "0"], "--round-to: must be at least 1"),
-        (["--seed", "-1"], "--seed: must be at least 0"),
-        (["--epochs", "-1"], "--fine-tune.epochs: must be at least 0"),
-        (["--dense.lr", "0"], "--dense.lr: must be above 0"),
-        (["--dense.lr", "1e30", "--dense.epochs", "1"], "--dense.lr: train dense: the loss is"),
-        (["--device", "tpu"], "--device: 'tpu' is not valid"),
-        (["--config", "no.yaml"], "--config: File does not exist"),
-        (["--bogus"], "unrecognized arguments: --bogus"),
-        (["--output", "/proc/srr"], "--output: /proc/srr cannot be written"),
-        (["--keep-macs", "0.0001", *QUICK], "--keep-macs: "),
-        (["--ignored", "conv9", *QUICK], "--ignored: no module of the model is called 'conv9'"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The flag, what was wrong, exit code 2, and nothing written."""
-    line = refused(capsys, "prune", *arguments)
-    assert line.startswith(expected), line
-
-
-def test_output_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """Before any work, and what is there stays."""
-    Path("used").mkdir()
-    Path("used/notes.txt").write_text("mine")
-    assert refused(capsys, "prune", "--output", "used").startswith("--output: used is in use")
-    assert refused(capsys, "analyze", "--output", "used/notes.txt").startswith("--output: used/notes.txt is there")
-    assert Path("used/notes.txt").read_text() == "mine"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """No silent change to the CPU."""
-    for command in ("prune", "analyze", "evaluate"):
-        line = refused(capsys, command, "--device", "cuda")
-        assert line.startswith("--device: is 'cuda', but torch finds no GPU")
 
 
 def test_evaluate_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from shared_data import SHARED
 
 from srr_ext import data
-from srr_ext.data import Split, augment
+from srr_ext.data import Split, crop_and_flip
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror() -> None:
     mirrored = torch.nn.functional.pad(image[:1].flip(-1), (1, 1, 1, 1))
     possible = {c.numpy().tobytes() for c in crops}
     possible |= {mirrored[0, :, y : y + 3, x : x + 4].numpy().tobytes() for y in range(3) for x in range(3)}
-    found = augment(image, 1, True, torch.Generator().manual_seed(0))
+    found = crop_and_flip(image, 1, True, torch.Generator().manual_seed(0))
     assert {result.contiguous().numpy().tobytes() for result in found} == possible
-    flips_only = augment(image, 0, True, torch.Generator().manual_seed(0))
+    flips_only = crop_and_flip(image, 0, True, torch.Generator().manual_seed(0))
     share = float((flips_only[:, 0, 0, 0] == 4).float().mean())
     assert 0.45 < share < 0.55
 
@@ -161,7 +161,7 @@ def test_missing_sets_say_how_to_get_them(tmp_path: Path) -> None:
             data.load(f"{name}:{tmp_path}")
     with pytest.raises(ValueError, match=r"'digit' is not known; did you mean digits\?"):
         data.load("digit")
-    with pytest.raises(ValueError, match="image_size applies to folder:PATH only"):
+    with pytest.raises(ValueError, match="image_size applies to folder:PATH and imagenet:PATH"):
         data.load("digits", image_size=16)
 
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import io
-import itertools
-import math
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from training_data import random_data, small_net, vector
 
 from srr_ext import data, models
 from srr_ext.data import ImageData
 from srr_ext.progress import Lines
-from srr_ext.training import (
-    TrainConfig,
-    evaluate,
-    learning_rate_factor,
-    make_accelerator,
-    recalibrate_batch_norm,
-    train,
-)
+from srr_ext.training import TrainConfig, evaluate, evaluate_topk, recalibrate_batch_norm, train
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +56,62 @@ def test_training_is_repeatable(digits: ImageData) -> None:
     assert torch.equal(first, weights(1)) and not torch.equal(first, weights(2))
 
 
+EVERYTHING = TrainConfig(
+    optimizer="adamw",
+    lr=0.003,
+    epochs=2,
+    batch_size=10,
+    schedule="step",
+    milestones=(1.0,),
+    label_smoothing=0.1,
+    clip_norm=1.0,
+    ema=0.9,
+    distill=0.5,
+    precision="bf16",
+)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(epochs=2, batch_size=10), EVERYTHING], ids=["default", "everything"])
+def test_equal_trainings_leave_equal_bytes(config: TrainConfig) -> None:
+    """Weights and records, whatever was computed in between; and the caller's random state is not touched."""
+    found = set()
+    for _ in range(2):
+        model, teacher, log = small_net(), small_net(seed=1), list[str]()
+        state = torch.get_rng_state()
+        train(
+            model,
+            random_data(validation=10),
+            config,
+            device="cpu",
+            seed=3,
+            teacher=teacher,
+            log=lambda record, log=log: log.append(json.dumps(record)),
+        )
+        assert torch.equal(torch.get_rng_state(), state)
+        found.add((*log, vector(model).numpy().tobytes()))
+        torch.rand(5)
+    assert len(found) == 1
+
+
+def test_records_hold_the_means_over_the_images() -> None:
+    """Batches of 10, 10 and 4: by a hook that sees every score, computed again in float64."""
+    model, data, scores = small_net(), random_data(validation=10), list[Tensor]()
+    model.register_forward_hook(
+        lambda module, _, out: scores.append(out.detach().double()) if module.training else None
+    )
+    record = train(model, data, TrainConfig(epochs=1, batch_size=10), device="cpu")[0]
+    images, labels = next(iter(data.batches("train", 24)))
+    assert list(record) == ["stage", "epoch", "lr", "loss", "train_top1", "validation_top1"]
+    assert [len(batch) for batch in scores] == [10, 10, 4]
+    every = torch.cat(scores)
+    assert record["loss"] == pytest.approx(float(nn.functional.cross_entropy(every, labels)), rel=1e-5)
+    assert record["train_top1"] == pytest.approx(100 * float((every.argmax(1) == labels).double().mean()), rel=1e-5)
+    model.eval()
+    right = (model(images[:10]).argmax(1) == labels[:10]).double().mean()
+    assert record["validation_top1"] == pytest.approx(100 * float(right), rel=1e-5)
+    assert train(small_net(), random_data(), TrainConfig(epochs=1), device="cpu")[0]["validation_top1"] is None
+
+
 def test_training_refuses_to_go_on_with_nonsense(digits: ImageData) -> None:
     """A loss that is not finite ends the training with advice."""
     model = make().eval()
@@ -84,36 +134,6 @@ def test_the_learning_rate_ends_at_zero_without_the_dropped_image(digits: ImageD
     assert text.getvalue().startswith("train: 2 steps in ")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("epochs", -1),
-        ("batch_size", 1),
-        ("lr", 0.0),
-        ("lr", math.nan),
-        ("schedule", "sine"),
-        ("warmup", 1.0),
-        ("momentum", 1.0),
-        ("weight_decay", -1e-4),
-        ("label_smoothing", 1.0),
-    ],
-)
-def test_recipes_out_of_range_name_the_field(field: str, value: object) -> None:
-    """One rule per field."""
-    with pytest.raises(ValueError, match=f"^{field} must be"):
-        TrainConfig(**{field: value})  # type: ignore[arg-type]
-
-
-def test_learning_rate_rises_then_falls() -> None:
-    """Linear warm-up, half a cosine to zero; constant stays."""
-    config = TrainConfig(warmup=0.2)
-    rates = [learning_rate_factor(config, step, 100) for step in range(101)]
-    assert all(a < b for a, b in itertools.pairwise(rates[:21])) and rates[20] == 1.0
-    assert all(a > b for a, b in itertools.pairwise(rates[20:])) and abs(rates[100]) < 1e-12
-    assert rates[60] == pytest.approx(0.5)
-    assert learning_rate_factor(TrainConfig(schedule="constant", warmup=0.0), 99, 100) == 1.0
-
-
 class Oracle(nn.Module):
     """Knows the labels of a split in order, and gets the first ``wrong`` of them wrong."""
 
@@ -133,6 +153,55 @@ def test_evaluation_counts_every_image_once(digits: ImageData, batch_size: int) 
     """Batches of any size weigh every image alike."""
     top1 = evaluate(Oracle(digits.test.labels, 38), digits, "test", batch_size=batch_size)
     assert top1 == pytest.approx(100 * (539 - 38) / 539, abs=1e-4)
+
+
+@pytest.mark.parametrize(("n_classes", "keys"), [(5, ["top1"]), (6, ["top1", "top5"]), (7, ["top1", "top5"])])
+def test_top_k_counts_labels_among_the_highest_scores(n_classes: int, keys: list[str]) -> None:
+    """Like sorting all scores; where five classes are all there are, five guesses say nothing."""
+    images, model = random_data(40, n_classes), small_net(n_classes).eval()
+    x, labels = next(iter(images.batches("test", 40)))
+    order = np.argsort(-model(x).detach().numpy(), axis=1)
+    found = evaluate_topk(model, images, batch_size=12)
+    assert list(found) == keys
+    for key, share in found.items():
+        k = int(key.removeprefix("top"))
+        wanted = np.mean([label in row[:k] for label, row in zip(labels.numpy(), order, strict=True)])
+        assert share == pytest.approx(100 * wanted)
+    assert evaluate(model, images) == found["top1"]
+    assert list(evaluate_topk(model, images, topk=(3, 2))) == ["top3", "top2"]
+
+
+def test_top_k_of_a_perfect_first_batch() -> None:
+    """Top-1 and top-5 count apart also where they begin alike."""
+
+    class FirstThenSecond(nn.Module):
+        """Right about the first ten images; then the label has the second score."""
+
+        def __init__(self, labels: Tensor) -> None:
+            super().__init__()
+            self.labels, self.at = labels, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Return scores."""
+            index = torch.arange(self.at, self.at + len(x))
+            self.at += len(x)
+            scores = nn.functional.one_hot(self.labels[index], 7).float()
+            above = 2.0 * nn.functional.one_hot((self.labels[index] + 1) % 7, 7)
+            return torch.where(index[:, None] < 10, scores, scores + above)
+
+    images = random_data(40)
+    labels = next(iter(images.batches("test", 40)))[1]
+    found = evaluate_topk(FirstThenSecond(labels), images, batch_size=10)
+    assert found == {"top1": pytest.approx(25), "top5": pytest.approx(100)}
+
+
+def test_evaluation_refuses_what_says_nothing(digits: ImageData) -> None:
+    """No images, no k."""
+    with pytest.raises(ValueError, match="split 'train' of digits holds no images"):
+        evaluate(make(), data.load("digits", test_only=True), "train")
+    for topk in ((), (0,), (1, -5)):
+        with pytest.raises(ValueError, match="topk must name numbers of at least 1"):
+            evaluate_topk(make(), digits, topk=topk)
 
 
 def test_recalibration_measures_the_plain_mean() -> None:
@@ -184,12 +253,3 @@ def test_recalibration_shows_its_batches(n_batches: int, steps: int) -> None:
     batches = [(torch.randn(4, 2), torch.zeros(4))] * 4
     recalibrate_batch_norm(nn.BatchNorm1d(2), batches, n_batches, progress=Lines(Console(file=text, width=200)))
     assert text.getvalue().startswith(f"recalibrate: {steps} steps in ")
-
-
-def test_devices_that_are_not_there_are_refused() -> None:
-    """No silent change to the CPU."""
-    with pytest.raises(ValueError, match="device must be one of auto, cpu, cuda"):
-        make_accelerator("tpu")  # type: ignore[arg-type]
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="torch finds no GPU"):
-            make_accelerator("cuda")

@@ -1,8 +1,9 @@
 """What a run leaves behind, and how a pruned network is saved and loaded without pickle.
 
 A run folder holds ``config.json`` (the resolved configuration), ``plan.json``, ``architecture.json`` (how to make the
-dense network by name; absent for a network of the user's own), ``model.safetensors``, ``report.json``, ``log.jsonl``,
-and ``dense.safetensors`` (the dense network, where the run has trained it; a checkpoint for ``--weights``).
+dense network by name; absent for a network of the user's own), ``model.safetensors``, ``dense.safetensors`` (the dense
+network, where the run has trained it; a checkpoint for ``--weights``), the results in ``report.json`` and
+``structure.json``, the page ``report.html`` made of them, the log in ``log.jsonl`` and, for TensorBoard, ``events/``.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from srr_ext.files import existing, read_json, replace_file, write_json, write_text
-from srr_ext.models import Architecture, architecture_of
+from srr_ext.models import Architecture, architecture_of, load_weights
 from srr_ext.plan import PruningPlan
 from srr_ext.surgery import cut
 
@@ -29,7 +32,10 @@ ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"
 DENSE = "dense.safetensors"
 REPORT = "report.json"
+STRUCTURE = "structure.json"
+PAGE = "report.html"
 LOG = "log.jsonl"
+EVENTS = "events"
 
 
 def save(folder: str | Path, model: nn.Module, plan: PruningPlan, *, architecture: Architecture | None = None) -> Path:
@@ -63,15 +69,69 @@ def save(folder: str | Path, model: nn.Module, plan: PruningPlan, *, architectur
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"plan must be a PruningPlan, but is {type(plan).__name__}")
     folder = Path(folder)
+    _write_architecture(folder, architecture or architecture_of(model))
+    write_text(folder / PLAN, plan.to_json())
+    replace_file(folder / WEIGHTS, lambda path: save_model(model, str(path)))
+    return folder
+
+
+def save_dense(folder: str | Path, model: nn.Module) -> Path:
+    """Write a dense network: its tensors and how to make it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if it is missing.
+    model : nn.Module
+        The dense network.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    folder = Path(folder)
+    _write_architecture(folder, architecture_of(model))
+    replace_file(folder / DENSE, lambda path: save_model(model, str(path)))
+    return folder
+
+
+def load_dense(folder: str | Path) -> nn.Module:
+    """Read a dense network written by :func:`save_dense`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The run folder.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        Missing or damaged files, or a network that was not made by name.
+    """
+    folder = Path(folder)
+    weights = existing(folder / DENSE)
+    model = _build(_read_architecture(folder))
+    load_weights(model, weights)
+    return model.eval()
+
+
+def _build(architecture: Architecture) -> nn.Module:
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # initial weights, which are then replaced
+        return architecture.build()
+
+
+def _write_architecture(folder: Path, architecture: Architecture | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    architecture = architecture or architecture_of(model)
     if architecture is not None:
         write_json(folder / ARCHITECTURE, {"name": architecture.name, "options": architecture.options})
     else:
         (folder / ARCHITECTURE).unlink(missing_ok=True)  # one of an earlier network would rebuild the wrong one
-    write_text(folder / PLAN, plan.to_json())
-    replace_file(folder / WEIGHTS, lambda path: save_model(model, str(path)))
-    return folder
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -100,8 +160,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     plan = PruningPlan.load(existing(folder / PLAN))
     weights = existing(folder / WEIGHTS)
     if model is None:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):  # initial weights, which are then replaced
-            model = _read_architecture(folder).build()
+        model = _build(_read_architecture(folder))
     small = cut(model, plan)
     try:
         state = load_file(weights)
@@ -116,9 +175,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise ValueError(f"{weights}: {name} has shape {shapes}; weights, plan and model do not belong together")
         if tensor.dtype != expected[name].dtype:
             expected[name].data = expected[name].data.to(tensor.dtype)  # copying into another dtype would round
-    missing, _ = load_model(small, weights, strict=False)  # knows which shared tensors were written once
-    if missing:
-        raise ValueError(f"{weights} lacks {min(missing)}; it belongs to another architecture")
+    table = OrderedDict(state)
+    table._metadata = expected._metadata  # type: ignore[attr-defined]  # layer versions: MNASNet refuses without them
+    given = {id(expected[name]) for name in state}  # shared tensors were written once
+    absent = [
+        name for name in small.load_state_dict(table, strict=False).missing_keys if id(expected[name]) not in given
+    ]
+    if absent:
+        raise ValueError(f"{weights} lacks {min(absent)}; it belongs to another architecture")
     return small.eval()
 
 
@@ -175,14 +239,11 @@ class RunFolder:
         """Write a JSON file."""
         write_json(self.path / name, value)
 
-    def write_weights(self, name: str, model: nn.Module) -> None:
-        """Write the tensors of a network as a safetensors file."""
-        replace_file(self.path / name, lambda path: save_model(model, str(path)))
-
     def discard(self) -> None:
         """Remove what this run has made, after a refusal."""
-        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, DENSE, REPORT, LOG):
+        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, DENSE, REPORT, STRUCTURE, PAGE, LOG):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / EVENTS, ignore_errors=True)
         for place in self._made:
             with contextlib.suppress(OSError):  # something else has been put there meanwhile
                 place.rmdir()

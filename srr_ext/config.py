@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from srr_ext.data import Augment
+from srr_ext.redundancy import DEFAULT_KEEP_MACS
 from srr_ext.training import Device, TrainConfig
-
-DEFAULT_KEEP_MACS = 0.5
 
 
 @dataclass(frozen=True)
@@ -18,32 +18,76 @@ class ModelAndData:
     Attributes
     ----------
     model : str
-        Name of the network (see ``srr_ext.models.available_models()``) or package.module:factory.
+        Name of the network (see ``srr_ext.models.available_models()``), timm/NAME, or package.module:factory.
     weights : str, optional
-        Checkpoint of the dense network (.th, .pt, .pth, .safetensors), or the name of published torchvision weights.
+        Checkpoint of the dense network (.th, .pt, .pth, .safetensors), or pretrained for the published weights of
+        torchvision and timm, which these download.
     data : str
-        digits, mnist[:PATH], cifar10[:PATH] or folder:PATH with train/CLASS/ and test/CLASS/ (or val/CLASS/).
+        digits, mnist, fashion-mnist, cifar10 or cifar100 (each with an optional :PATH), imagenet:PATH, or folder:PATH
+        with train/CLASS/ and test/CLASS/ (or val/CLASS/).
     image_size : int, optional
-        For folder: scale and centre-crop the images to this many pixels.
+        For folder and imagenet: scale and crop the images to this many pixels.
     download : bool
-        Let torchvision fetch mnist or cifar10.
+        Let torchvision fetch a data set that is not there.
+    workers : int, optional
+        Processes that decode images while others train, for sets too large for memory; default one per core, at most 8.
     device : {"auto", "cpu", "cuda"}
         Where to compute; auto takes a GPU when there is one.
     seed : int
         Fixes initial weights, validation split, order and augmentation of the images, and the plan.
     """
 
+    # Second spellings of flags that are used often.
+    SHORT: ClassVar[dict[str, str]] = {}
+
     model: str = "digits_cnn"
     weights: str | None = None
     data: str = "digits"
     image_size: int | None = None
     download: bool = False
+    workers: int | None = None
     device: Device = "auto"
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Planning(ModelAndData):
+class Training(ModelAndData):
+    """What every command needs that may train the dense network.
+
+    Attributes
+    ----------
+    validation : float
+        Share of the training images that is held out for every choice; the test images are for the end.
+    augment : Augment
+        Random changes of the training images.
+    dense : TrainConfig
+        Training of the dense network.
+    """
+
+    validation: float = 0.1
+    augment: Augment = field(default_factory=Augment)
+    dense: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class TrainRunConfig(Training):
+    """Train a dense network and write a run folder.
+
+    Attributes
+    ----------
+    weights : str, optional
+        Start from this checkpoint (.th, .pt, .pth, .safetensors), or pretrained for published weights.
+    output : Path, optional
+        Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
+    """
+
+    SHORT: ClassVar[dict[str, str]] = {f"dense.{name}": f"--{name}" for name in ("epochs", "lr")}
+
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Planning(Training):
     """What pruning and analysis both need.
 
     Attributes
@@ -70,13 +114,17 @@ class Planning(ModelAndData):
     gamma: float | Literal["auto"] = "auto"
     streams: Literal["keep", "prune"] = "keep"
     ignored: tuple[str, ...] = ()
-    dense: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The targets that were given, as arguments of ``make_plan``."""
+        wanted = {"keep_macs": self.keep_macs, "keep_params": self.keep_params, "keep_channels": self.keep_channels}
+        return {name: keep for name, keep in wanted.items() if keep is not None}
 
     @property
     def target(self) -> dict[str, Any]:
-        """The targets that were given, as arguments of ``make_plan``; half the MACs if none was."""
-        given = {"keep_macs": self.keep_macs, "keep_params": self.keep_params, "keep_channels": self.keep_channels}
-        return {name: keep for name, keep in given.items() if keep is not None} or {"keep_macs": DEFAULT_KEEP_MACS}
+        """The target that was given, as an argument of ``make_plan``; half the MACs if none was."""
+        return self.targets or {"keep_macs": DEFAULT_KEEP_MACS}
 
 
 @dataclass(frozen=True)
@@ -93,16 +141,24 @@ class PruneConfig(Planning):
         Share of the channels that every group keeps.
     round_to : int
         Keep multiples of this many channels.
+    rounds : int
+        Prune and fine-tune this many times; each round keeps the same share of what it begins with.
+    plan : Path, optional
+        Cut by this plan.json instead of making a plan.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
     fine_tune : TrainConfig
         Training of the pruned network.
     """
 
+    SHORT: ClassVar[dict[str, str]] = {f"fine_tune.{name}": f"--{name}" for name in ("epochs", "lr")}
+
     allocator: str = "srr"
     selector: str = "l1"
     floor: float = 0.1
     round_to: int = 1
+    rounds: int = 1
+    plan: Path | None = None
     output: Path | None = None
     fine_tune: TrainConfig = field(default_factory=TrainConfig)
 
@@ -122,18 +178,18 @@ class AnalyzeConfig(Planning):
 
 @dataclass(frozen=True)
 class EvaluateConfig(ModelAndData):
-    """Measure top-1 accuracy on the test images.
+    """Measure the accuracy on the test images.
 
     Attributes
     ----------
     model : str
-        Name of the network (see ``srr_ext.models.available_models()``) or package.module:factory; default digits_cnn.
+        As for the other commands; default digits_cnn.
     data : str
-        digits, mnist[:PATH], cifar10[:PATH] or folder:PATH; default the images of the run, without a run digits.
+        As for the other commands; default the images of the run, without a run digits.
     image_size : int, optional
-        For folder: scale and centre-crop the images to this many pixels; default that of the run.
+        For folder and imagenet: scale and crop the images to this many pixels; default that of the run.
     run : Path, optional
-        Run folder: measure the pruned network in it instead of model and weights.
+        Run folder: measure the network in it, pruned or only trained, instead of model and weights.
     """
 
     model: str = ""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from srr_ext.allocators import Allocator, decide
 from srr_ext.allocators.base import NodeOrder
 from srr_ext.allocators.decide import DEFAULT_FLOOR
+from srr_ext.allocators.schedule import Floor
 from srr_ext.channels import ChannelAnalysis, analyze_channels
-from srr_ext.cost import CostModel, Target
+from srr_ext.cost import CostModel, Quantity, Target
 from srr_ext.criteria import Selector
 from srr_ext.files import write_text
 from srr_ext.graph import select_groups
@@ -62,7 +63,7 @@ class PruningPlan:
     groups : dict
         Group name to ``{"size", "kept"}``: how many vertices it had and has.
     cost : dict
-        ``{"macs": {"dense", "pruned"}, "params": {...}}``, for the example inputs.
+        ``{"macs": {"dense", "pruned"}, "params": {...}, "channels": {...}}``, for the example inputs.
     widths : dict
         Module name to its ``[output, input]`` channels before the cut, for every module of a kind that can be cut.
     info : dict
@@ -207,7 +208,7 @@ def plan_from_vertices(analysis: ChannelAnalysis, kept: Mapping[str, Iterable[in
     """
     choice = {name: np.unique(np.asarray(list(vertices), dtype=np.int64)) for name, vertices in kept.items()}
     cost = {}
-    for quantity in ("macs", "params"):
+    for quantity in get_args(Quantity):
         model = CostModel(analysis, quantity)  # checks names and ranges
         cost[quantity] = {"dense": model.dense, "pruned": model.of(choice)}
     for name, vertices in choice.items():
@@ -250,7 +251,7 @@ def make_plan(
     gamma: float | Literal["auto"] = "auto",
     streams: Literal["keep", "prune"] = "keep",
     ignored: Iterable[str] = (),
-    floor: float = DEFAULT_FLOOR,
+    floor: Floor = DEFAULT_FLOOR,
     round_to: int = 1,
     node_order: NodeOrder = "selector",
     seed: int = 0,
@@ -278,8 +279,8 @@ def make_plan(
         Whether channels that additions tie across layers (residual streams) may go.
     ignored : iterable of str
         Modules whose output channels stay. The model's outputs always do.
-    floor : float, default 0.1
-        Share of each group that always stays; one channel always does.
+    floor : float or mapping of str to float, default 0.1
+        Share of each group that always stays, for all groups or by name; one channel always does.
     round_to : int, default 1
         Keep channel counts at multiples of this, or whole.
     node_order : {"selector", "random", "degree"}, default "selector"
@@ -337,8 +338,14 @@ def make_plan(
         target={target.quantity: float(target.keep)},
         gamma=info.pop("gamma", None),
         seed=seed,
-        options={"gamma": gamma, "streams": streams, "floor": floor, "round_to": round_to, "node_order": node_order}
-        | {"ignored": list(analysis.ignored)},
+        options={
+            "gamma": gamma,
+            "streams": streams,
+            "floor": dict(floor) if isinstance(floor, Mapping) else floor,
+            "round_to": round_to,
+            "node_order": node_order,
+            "ignored": list(analysis.ignored),
+        },
         info=info,
         fingerprint=fingerprint(model),
     )

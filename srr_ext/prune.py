@@ -10,40 +10,41 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from srr_ext import artifacts
-from srr_ext.artifacts import RunFolder
+from srr_ext import artifacts, report
+from srr_ext.channels import ChannelAnalysis, analyze_channels
 from srr_ext.cli import steps
-from srr_ext.cli.parsing import UsageError, as_dict, blame, flag_of, parse, run_command
+from srr_ext.cli.parsing import blame, command, flag_of
+from srr_ext.cli.running import Run, run_in_folder
 from srr_ext.cli.tables import make_console, result_table
 from srr_ext.config import PruneConfig
+from srr_ext.cost import CostModel, Target
 from srr_ext.data import ImageData
+from srr_ext.files import read_json
 from srr_ext.latency import measure_latency
 from srr_ext.plan import PruningPlan, make_plan
-from srr_ext.progress import Progress, on
+from srr_ext.rounds import floors_of_round, join, target_of_round
 from srr_ext.surgery import apply_plan, verify
-from srr_ext.training import evaluate, make_accelerator, recalibrate_batch_norm
+from srr_ext.training import evaluate_topk, make_accelerator, recalibrate_batch_norm
 
 _LATENCY_BATCH = 64
 _RECALIBRATION_BATCH = 100
 
 
-def prune(config: PruneConfig, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
     """Run the pipeline.
 
     Parameters
     ----------
     config : PruneConfig
         Everything the user decides.
-    folder : RunFolder
-        Receives the results.
-    progress : Progress
-        Shows how far the work is.
+    run : Run
+        Receives the results and shows how far the work is.
 
     Returns
     -------
@@ -55,62 +56,112 @@ def prune(config: PruneConfig, folder: RunFolder, progress: Progress) -> dict[st
     UsageError
         Something the user can put right.
     """
-    images = steps.load_data(config, progress)
-    dense = steps.dense_network(config, images, progress, folder.log)
-    if config.weights is None:
-        folder.write_weights(artifacts.DENSE, dense)
-    plan = decide(config, dense, images, progress)
-    small = apply_plan(dense, plan, images.example())
-    error = verify(dense, plan, images.example())
-    final = fine_tune(config, small, images, progress, folder)
-    artifacts.save(folder.path, final, plan)
-    networks = {"dense": dense, "after_surgery": small, "final": final}
-    report = measure(config, images, networks, plan, error, progress)
-    folder.write(artifacts.REPORT, report)
-    return report
+    images = steps.load_data(config, run)
+    dense = steps.dense_network(config, images, run)
+    analysis = analyze(config, dense, images)
+    plan, small, final = prune_in_rounds(config, dense, analysis, images, run)
+    artifacts.save(run.folder.path, final, plan)
+    results = measure(config, {"dense": dense, "after_surgery": small, "final": final}, plan, images, run)
+    run.folder.write(artifacts.REPORT, results)
+    run.folder.write(artifacts.STRUCTURE, observe(dense, final, plan, analysis, images, run))
+    report.write(run.folder.path)
+    return results
 
 
-def decide(config: PruneConfig, dense: nn.Module, images: ImageData, progress: Progress) -> PruningPlan:
-    """Plan which channels go."""
-    with blame(flag_of(next(iter(config.target))), PruneConfig):
+def analyze(config: PruneConfig, dense: nn.Module, images: ImageData) -> ChannelAnalysis:
+    """Find which channels hang together."""
+    with blame("--model", PruneConfig):
+        return analyze_channels(dense, images.example(), ignored=config.ignored)
+
+
+def prune_in_rounds(
+    config: PruneConfig,
+    dense: nn.Module,
+    analysis: ChannelAnalysis,
+    images: ImageData,
+    run: Run,
+) -> tuple[PruningPlan, nn.Module, nn.Module]:
+    """Plan, cut and fine-tune, as often as wanted; return the plan of all rounds, the last cut and the last result."""
+    plan: PruningPlan | None = None
+    final = dense
+    for number in range(1, config.rounds + 1):
+        decision = decide(config, number, plan, final, analysis, images, run)
+        with blame("--plan" if config.plan else flag_of(next(iter(config.target)))):
+            small = apply_plan(final, decision, images.example())
+        stage = "fine-tune" if config.rounds == 1 else f"fine-tune {number} of {config.rounds}"
+        final = fine_tune(config, stage, small, dense, images, run)
+        plan = join(analysis, plan, decision) if plan else decision
+    assert plan is not None  # there is at least one round
+    if config.rounds > 1:
+        target = {option.removeprefix("keep_"): keep for option, keep in config.target.items()}
+        plan = replace(plan, target=target, options=plan.options | {"floor": config.floor, "rounds": config.rounds})
+    return plan, small, final
+
+
+def decide(
+    config: PruneConfig,
+    number: int,
+    done: PruningPlan | None,
+    network: nn.Module,
+    analysis: ChannelAnalysis,
+    images: ImageData,
+    run: Run,
+) -> PruningPlan:
+    """Plan which channels go in this round, or read the plan that was given."""
+    if config.plan is not None:
+        with blame("--plan"):
+            return PruningPlan.load(config.plan)
+    option, keep = next(iter(config.target.items()))
+    with blame(flag_of(option), PruneConfig):
+        whole = Target(option.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the names are its quantities
+        cost = CostModel(analysis, whole.quantity).dense
+        now = done.cost[whole.quantity]["pruned"] if done else cost
+        target: dict[str, Any] = {option: target_of_round(whole, number, config.rounds, cost, now).keep}
         return make_plan(
-            dense,
+            network,
             images.example(),
             allocator=config.allocator,
             selector=config.selector,
             gamma=config.gamma,
             streams=config.streams,
-            ignored=config.ignored,
-            floor=config.floor,
+            ignored=config.ignored if done else (),
+            floor=floors_of_round(config.floor, done) if done else config.floor,
             round_to=config.round_to,
             seed=config.seed,
-            progress=progress,
-            **config.target,
+            progress=run.progress,
+            analysis=None if done else analysis,
+            **target,
         )
 
 
 def fine_tune(
-    config: PruneConfig, small: nn.Module, images: ImageData, progress: Progress, folder: RunFolder
+    config: PruneConfig,
+    stage: str,
+    small: nn.Module,
+    dense: nn.Module,
+    images: ImageData,
+    run: Run,
 ) -> nn.Module:
     """Return a trained copy of the pruned network."""
     device = make_accelerator(config.device).device
     final = copy.deepcopy(small).to(device)
     calibration = images.batches("train", _RECALIBRATION_BATCH, train=True, seed=config.seed, device=device)
     with steps.threads_for(small, images):
-        recalibrate_batch_norm(final, calibration, progress=progress)
-    steps.train_blaming("--fine-tune", final, images, config.fine_tune, config, progress, folder.log)
-    return final.eval()
+        recalibrate_batch_norm(final, calibration, progress=run.progress)
+    teacher = dense if config.fine_tune.distill else None
+    steps.train_blaming("fine_tune", stage, final, images, config.fine_tune, config, run, teacher)
+    return final.cpu().eval()  # where plans are made and proven
 
 
 def measure(
     config: PruneConfig,
-    images: ImageData,
     networks: dict[str, nn.Module],
     plan: PruningPlan,
-    error: float,
-    progress: Progress,
+    images: ImageData,
+    run: Run,
 ) -> dict[str, Any]:
     """Measure the networks on the test images, for the first and only time."""
+    error = verify(networks["dense"], plan, images.example())
     device = make_accelerator(config.device).device
     for network in networks.values():
         network.to(device)
@@ -118,11 +169,13 @@ def measure(
     sample, _ = next(iter(images.batches("test", _LATENCY_BATCH, device=device)))
     with steps.threads_for(dense, images):
         threads = torch.get_num_threads()
-        with progress.stage("latency", 1) as step:
+        with run.progress.stage("latency", 1) as step:
             latency = dict(zip(("dense", "pruned"), measure_latency([dense, final], sample), strict=True))
             step()
-        top1 = {
-            name: evaluate(network, images, "test", stage=f"test {name.removeprefix('after_')}", progress=progress)
+        accuracy = {
+            name: evaluate_topk(
+                network, images, "test", stage=f"test {name.removeprefix('after_')}", progress=run.progress
+            )
             for name, network in networks.items()
         }
     macs, params = plan.cost["macs"], plan.cost["params"]
@@ -134,6 +187,7 @@ def measure(
         "gamma": plan.gamma,
         "seed": config.seed,
         "target": plan.target,
+        "rounds": config.rounds,
         "macs": macs,
         "params": params,
         "compression_ratio": params["dense"] / params["pruned"],
@@ -142,60 +196,40 @@ def measure(
             "measured": latency["dense"] / latency["pruned"],
         },
         "latency_ms": latency | {"batch_size": len(sample), "device": device.type, "threads": threads},
-        "top1": top1,
-        "n_test_images": len(images.test),
+        **{k: {name: found[k] for name, found in accuracy.items()} for k in accuracy["dense"]},
+        "n_test_images": images.size("test"),
         "surgery_error": error,
+        **run.origin,
     }
 
 
-def stopped(folder: RunFolder) -> str:
-    """Say what a run that was stopped leaves behind, and what to do with it."""
-    names = sorted(path.name for path in folder.path.iterdir())
-    advice = "delete it to use the name again"
-    if artifacts.WEIGHTS in names:
-        advice = f"the pruned network is whole, srr evaluate --run {folder.path} measures it"
-    elif artifacts.DENSE in names:
-        advice = f"--weights {folder.path / artifacts.DENSE} with a new --output skips the training"
-    return f"{folder.path} holds {', '.join(names)}; {advice}"
+def observe(
+    dense: nn.Module,
+    final: nn.Module,
+    plan: PruningPlan,
+    analysis: ChannelAnalysis,
+    images: ImageData,
+    run: Run,
+) -> dict[str, Any]:
+    """Describe the structure of both networks, for the page of the report."""
+    sample, _ = next(iter(images.batches("test", _LATENCY_BATCH, device=next(dense.parameters()).device)))
+    found = report.observe(dense, final, plan, images.example(), analysis=analysis, progress=run.progress)
+    with steps.threads_for(dense, images):
+        return found | {"latency": report.layer_latency(dense, final, sample)}
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.prune") -> int:
-    """Run the command.
+def prune_and_show(config: PruneConfig, arguments: list[str], prog: str) -> None:
+    """Prune in a new run folder and show the result."""
+    steps.check(config)
+    folder = run_in_folder(config, arguments, prog, prune).folder.path
+    console = make_console()
+    console.print(result_table(read_json(folder / artifacts.REPORT)))
+    console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", soft_wrap=True)
+    advice = f'{prog.replace("prune", "evaluate")} --run {folder}; srr_ext.load("{folder}")'
+    console.print(f"next: open {folder / artifacts.PAGE}; {advice}", soft_wrap=True)
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments; default those of the process.
-    prog : str
-        Name of the command in messages.
 
-    Returns
-    -------
-    int
-        Exit code.
-    """
-
-    def command() -> None:
-        config = parse(PruneConfig, argv, prog)
-        steps.check(config)
-        with blame("--output"):
-            folder = RunFolder(config.output, f"{config.model}-{config.data}")
-        folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
-        try:
-            report = prune(config, folder, on(make_console(stderr=True)))
-        except UsageError:
-            folder.discard()
-            raise
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(stopped(folder)) from stop
-        console = make_console()
-        console.print(result_table(report))
-        console.print(f"{folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
-        evaluation = prog.replace("prune", "evaluate")
-        console.print(f'next: {evaluation} --run {folder.path}, or srr_ext.load("{folder.path}") in Python')
-
-    return run_command(command, prog)
-
+main = command(PruneConfig, "srr_ext.prune", prune_and_show)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from srr_ext.allocators.base import Allocation, Allocator, AllocatorContext, NodeOrder, get_allocator
 from srr_ext.allocators.merge import unreachable
-from srr_ext.allocators.schedule import Schedule, make_schedules
+from srr_ext.allocators.schedule import Floor, Schedule, make_schedules
 from srr_ext.channels.records import ChannelAnalysis, ChannelGroup
 from srr_ext.cost import CostModel, Target
 from srr_ext.criteria import Selector, SelectorContext, get_selector
@@ -31,7 +31,7 @@ def decide(
     target: Target,
     *,
     gamma: float | Literal["auto"] = "auto",
-    floor: float = DEFAULT_FLOOR,
+    floor: Floor = DEFAULT_FLOOR,
     round_to: int = 1,
     node_order: NodeOrder = "selector",
     seed: int = 0,
@@ -117,7 +117,7 @@ def prepare(
     selector: str | Selector,
     *,
     gamma: float | Literal["auto"] = "auto",
-    floor: float = DEFAULT_FLOOR,
+    floor: Floor = DEFAULT_FLOOR,
     round_to: int = 1,
     node_order: NodeOrder = "selector",
     seed: int = 0,
@@ -152,11 +152,12 @@ def require_groups(analysis: ChannelAnalysis, groups: Sequence[ChannelGroup]) ->
         )
 
 
-def _check_options(floor: float, round_to: int, node_order: str, seed: int) -> None:
-    if isinstance(floor, bool) or not isinstance(floor, (int, float)):
-        raise TypeError(f"floor must be a number in [0, 1), got {floor!r}")
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor is a share of each group and must be in [0, 1), got {floor}")
+def _check_options(floor: Floor, round_to: int, node_order: str, seed: int) -> None:
+    for share in floor.values() if isinstance(floor, Mapping) else [floor]:
+        if isinstance(share, bool) or not isinstance(share, (int, float)):
+            raise TypeError(f"floor must be a number in [0, 1), got {share!r}")
+        if not 0 <= share < 1 and not (isinstance(floor, Mapping) and share == 1):
+            raise ValueError(f"floor is a share of each group and must be in [0, 1), got {share}")
     for name, value, least in (("round_to", round_to, 1), ("seed", seed, None)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, got {value!r}")

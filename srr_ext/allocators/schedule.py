@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from srr_ext.channels.records import ChannelGroup
+
+Floor = float | Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Schedule:
 
 
 def make_schedules(
-    groups: Sequence[ChannelGroup], importance: Sequence[np.ndarray], floor: float, round_to: int
+    groups: Sequence[ChannelGroup], importance: Sequence[np.ndarray], floor: Floor, round_to: int
 ) -> list[Schedule]:
     """Put the vertices of every group in their order of removal.
 
@@ -52,9 +54,10 @@ def make_schedules(
         The groups to prune.
     importance : sequence of ndarray of float64, shape [group.size]
         Importance per group, higher = keep.
-    floor : float
-        Share of a group's vertices that always stays, at least one. The same share of the channels of each member
-        stays: where a stream passes a layer that has only part of its channels, that layer is not emptied.
+    floor : float or mapping of str to float
+        Share of a group's vertices that always stays, at least one, for all groups or by name (groups without one: just
+        one vertex). The same share of the channels of each member stays: where a stream passes a layer that has only
+        part of its channels, that layer is not emptied.
     round_to : int
         Producers keep a multiple of this many channels, or all of them.
 
@@ -63,9 +66,10 @@ def make_schedules(
     list of Schedule
         One per group.
     """
-    share = Fraction(repr(float(floor)))  # the decimal as written: 0.1 of 30 is 3, not 4
     schedules = []
     for group, scores in zip(groups, importance, strict=True):
+        least = floor.get(group.name, 0.0) if isinstance(floor, Mapping) else floor
+        share = Fraction(repr(float(least)))  # the decimal as written: 0.1 of 30 is 3, not 4
         ascending = np.argsort(scores, kind="stable")
         protected = _protected(group, ascending, share)
         order = np.concatenate([ascending[~protected[ascending]], ascending[protected[ascending]]])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 
 from srr_ext.channels import analyze_channels
 from srr_ext.cli import steps
-from srr_ext.cli.parsing import UsageError, blame, flag_of, parse, run_command
+from srr_ext.cli.parsing import UsageError, blame, command, flag_of
+from srr_ext.cli.running import on_screen
 from srr_ext.cli.tables import make_console, pin_table, redundancy_table
 from srr_ext.config import AnalyzeConfig
 from srr_ext.files import write_json
-from srr_ext.progress import on
 from srr_ext.redundancy import analyze
 
 
@@ -34,9 +33,9 @@ def show(config: AnalyzeConfig, console: Console) -> None:
     """
     if config.output is not None and (config.output.exists() or not config.output.parent.is_dir()):
         raise UsageError("--output", f"{config.output} is there already, or its folder is not; name a new file")
-    progress = on(make_console(stderr=True))
-    images = steps.load_data(config, progress)
-    network = steps.dense_network(config, images, progress)
+    session = on_screen()
+    images = steps.load_data(config, session)
+    network = steps.dense_network(config, images, session)
     example = images.example()
     with blame(flag_of(next(iter(config.target))), AnalyzeConfig):
         analysis = analyze_channels(network, example, ignored=config.ignored)
@@ -51,25 +50,10 @@ def show(config: AnalyzeConfig, console: Console) -> None:
             write_json(config.output, asdict(report) | {"unreached": analysis.unreached})
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m srr_ext.analyze") -> int:
-    """Run the command.
+def check_and_show(config: AnalyzeConfig, arguments: list[str], prog: str) -> None:
+    """Analyse and print."""
+    steps.check(config)
+    show(config, make_console())
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments; default those of the process.
-    prog : str
-        Name of the command in messages.
 
-    Returns
-    -------
-    int
-        Exit code.
-    """
-
-    def command() -> None:
-        config = parse(AnalyzeConfig, argv, prog)
-        steps.check(config)
-        show(config, make_console())
-
-    return run_command(command, prog)
+main = command(AnalyzeConfig, "srr_ext.analyze", check_and_show)

@@ -14,7 +14,6 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 C = TypeVar("C")
 
-_SHORT = {"fine_tune.epochs": "--epochs"}  # second spelling of a flag that is used often
 _FIELD_DOC = re.compile(r"^(\w+) : .*\n((?:    .+\n?)+)", re.MULTILINE)
 
 
@@ -35,7 +34,7 @@ class UsageError(Exception):
 
 
 @contextmanager
-def blame(flag: str, config: type | None = None) -> Iterator[None]:
+def blame(flag: str, config: type | None = None, **groups: type) -> Iterator[None]:
     """Turn the errors that bad values cause into a :class:`UsageError` of this flag.
 
     Parameters
@@ -44,15 +43,20 @@ def blame(flag: str, config: type | None = None) -> Iterator[None]:
         E.g. ``--weights``.
     config : type, optional
         A dataclass: a message that begins with the name of one of its fields (``floor must be ...``) blames that one.
+    **groups : type
+        Dataclasses that are groups of flags, by name: ``fine_tune=TrainConfig`` for ``--fine-tune.lr``.
     """
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
         message = str(error) or type(error).__name__
-        fields_known = {flag_of(entry.name) for entry in fields(config)} if config else set()
+        flags = {entry.name: flag_of(entry.name) for entry in fields(config)} if config else {}
+        for group, kind in groups.items():
+            flags |= {entry.name: flag_of(f"{group}.{entry.name}") for entry in fields(kind)}
+        flags[flag.removeprefix("--").replace("-", "_")] = flag
         first = re.match(r"(\w+)(?:: | )", message)
-        if first and flag_of(first[1]) in {flag, *fields_known}:
-            flag, message = flag_of(first[1]), message[first.end() :]
+        if first and first[1] in flags:
+            flag, message = flags[first[1]], message[first.end() :]
         raise UsageError(flag, message) from error
 
 
@@ -77,7 +81,7 @@ def make_parser(config: type[C], prog: str) -> ArgumentParser:
     ----------
     config : type
         A dataclass; the Attributes section of its docstring is the help text. Fields that are dataclasses themselves
-        become groups with dotted flags.
+        become groups with dotted flags; an attribute ``SHORT`` maps dotted keys to a second spelling of their flags.
     prog : str
         Name of the command.
 
@@ -90,11 +94,12 @@ def make_parser(config: type[C], prog: str) -> ArgumentParser:
     parser = _Parser(prog=prog, description=summary, default_env=False)
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of these settings.")
     groups: dict[str, Any] = {"": parser}
+    short: dict[str, str] = getattr(config, "SHORT", {})
     for key, kind, default, text in _flat(config):
         prefix = key.rpartition(".")[0]
         if prefix not in groups:
             groups[prefix] = parser.add_argument_group(prefix.replace("_", "-"), _field_texts(config)[prefix])
-        names = [flag_of(key)] + ([_SHORT[key]] if key in _SHORT else [])
+        names = [flag_of(key)] + ([short[key]] if key in short else [])
         if kind is bool:
             groups[prefix].add_argument(*names, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
         elif get_origin(kind) is tuple:
@@ -131,29 +136,38 @@ def parse(config: type[C], argv: Sequence[str] | None, prog: str) -> C:
     return _build(config, make_parser(config, prog).parse_args(argv), "")
 
 
-def run_command(command: Callable[[], int | None], prog: str) -> int:
-    """Run a command and turn its expected failures into one line on the error stream.
+def command(config: type[C], module: str, job: Callable[[C, list[str], str], None]) -> Callable[..., int]:
+    """Make the ``main`` of a command: read its flags, do its job, turn expected failures into one line.
 
     Parameters
     ----------
-    command : callable
-        Does the work; returns an exit code, None for 0.
-    prog : str
-        Name of the command.
+    config : type
+        The dataclass of its flags.
+    module : str
+        What ``python -m`` runs.
+    job : callable
+        Does the work, given the configuration, the arguments and the name of the command.
 
     Returns
     -------
-    int
-        0 for success, 2 for something the user can put right, 130 after Ctrl-C.
+    callable
+        ``main(argv=None, prog="python -m MODULE")``, with the process's own arguments by default. It returns the exit
+        code: 0 for success, 2 for something the user can put right, 130 after Ctrl-C.
     """
-    try:
-        return command() or 0
-    except UsageError as error:
-        sys.stderr.write(f"{prog}: error: {error}\n")
-        return 2
-    except KeyboardInterrupt as stop:  # with a message where there is something to say
-        sys.stderr.write(f"{prog}: stopped{f'; {stop}' if stop.args else ''}\n")
-        return 130
+
+    def main(argv: Sequence[str] | None = None, prog: str = f"python -m {module}") -> int:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        try:
+            job(parse(config, arguments, prog), arguments, prog)
+        except UsageError as error:
+            sys.stderr.write(f"{prog}: error: {error}\n")
+            return 2
+        except KeyboardInterrupt as stop:  # with a message where there is something to say
+            sys.stderr.write(f"{prog}: stopped{f'; {stop}' if stop.args else ''}\n")
+            return 130
+        return 0
+
+    return main
 
 
 def as_dict(config: Any) -> dict[str, Any]:

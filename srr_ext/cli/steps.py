@@ -15,34 +15,37 @@ from torch.utils.flop_counter import FlopCounterMode
 from srr_ext import data, models
 from srr_ext.allocators import get_allocator
 from srr_ext.cli.parsing import UsageError, blame, flag_of
-from srr_ext.config import ModelAndData, Planning, PruneConfig
+from srr_ext.cli.running import Session
+from srr_ext.config import ModelAndData, Planning, PruneConfig, Training
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
-from srr_ext.data import ImageData
-from srr_ext.progress import Progress
-from srr_ext.training import Log, TrainConfig, make_accelerator, train
+from srr_ext.data import Augment, ImageData
+from srr_ext.plan import make_plan
+from srr_ext.training import TrainConfig, make_accelerator, train
 
-_TINY = 10_000_000  # floating point operations per image; a CIFAR ResNet-20 has 80 million
+_TINY = 5_000_000  # multiply-accumulates per image; a CIFAR ResNet-20 has 40 million
 
 
-def load_data(config: ModelAndData, progress: Progress, *, test_only: bool = False) -> ImageData:
-    """Read the images, or blame ``--data``."""
-    kind = config.data.partition(":")[0]
-    if config.image_size is not None and (config.image_size < 1 or kind != "folder"):
-        raise UsageError("--image-size", f"must be at least 1 and goes with folder:PATH, not {config.data}")
-    with blame("--data"):
+def load_data(config: ModelAndData, session: Session, *, test_only: bool = False) -> ImageData:
+    """Read the images, or blame ``--data`` or the flag that goes with it."""
+    settings: dict[str, Any] = {}
+    if isinstance(config, Training):
+        settings = {"validation": config.validation, "augment": config.augment}
+    with blame("--data", type(config), augment=Augment):
         return data.load(
             config.data,
             seed=config.seed,
             image_size=config.image_size,
             download=config.download,
             test_only=test_only,
-            progress=progress,
+            workers=config.workers,
+            progress=session.progress,
+            **settings,
         )
 
 
-def make_model(config: ModelAndData, images: ImageData) -> nn.Module:
-    """Make the network for these images, or blame ``--model`` or ``--weights``."""
+def make_model(config: ModelAndData, images: ImageData, session: Session) -> nn.Module:
+    """Make the network for these images and say how it was adapted, or blame ``--model`` or ``--weights``."""
     torch.manual_seed(config.seed)  # of the initial weights
     if config.weights is not None and Path(config.weights).is_dir():
         raise UsageError("--weights", f"{config.weights} is a folder; name the checkpoint file in it")
@@ -54,6 +57,9 @@ def make_model(config: ModelAndData, images: ImageData) -> nn.Module:
             model = models.create(config.model, len(images.classes), config.weights, **shape)
     with blame("--model"):
         check_fit(model.eval(), config.model, images)
+    architecture = models.architecture_of(model)
+    for note in architecture.notes if architecture else ():
+        session.say(note)
     return model.train()
 
 
@@ -69,32 +75,46 @@ def check_fit(model: nn.Module, name: str, images: ImageData) -> None:
         raise ValueError(f"{name} does not give one score for each of {len(images.classes)} classes")
 
 
-def dense_network(config: Planning, images: ImageData, progress: Progress, log: Log | None = None) -> nn.Module:
+def dense_network(config: Planning, images: ImageData, session: Session) -> nn.Module:
     """Make the network and train it, unless it comes with weights; return it in evaluation mode."""
-    model = make_model(config, images)
+    model = make_model(config, images, session)
     if config.weights is None:
-        train_blaming("--dense", model, images, config.dense, config, progress, log)
+        rehearse(config, model.eval(), images)
+        train_blaming("dense", "train dense", model, images, config.dense, config, session)
+        session.keep_dense(model)
     return model.eval()
 
 
+def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
+    """Refuse before a long training what would be refused after it: targets out of reach, layers that do not exist.
+
+    How far a plan can go depends on the shapes, the floors and the options, not on the weights; so the cheapest
+    method shows it.
+    """
+    options: dict[str, Any] = {"streams": config.streams, "ignored": config.ignored}
+    if isinstance(config, PruneConfig):
+        options |= {"floor": config.floor, "round_to": config.round_to}
+    with blame(flag_of(next(iter(config.target))), type(config)):
+        make_plan(model, images.example(), allocator="uniform", selector="random", **options, **config.target)
+
+
 def train_blaming(
-    flag: str,
+    group: str,
+    stage: str,
     model: nn.Module,
     images: ImageData,
     recipe: TrainConfig,
     config: ModelAndData,
-    progress: Progress,
-    log: Log | None = None,
+    session: Session,
+    teacher: nn.Module | None = None,
 ) -> None:
-    """Train in place; if that diverges, blame the learning rate of this group of flags."""
-    stage = {"--dense": "train dense", "--fine-tune": "fine-tune"}[flag]
+    """Train in place; what goes wrong is blamed on this group of flags, a divergence on its learning rate."""
+    how: dict[str, Any] = {"device": config.device, "seed": config.seed, "stage": stage, "teacher": teacher}
     try:
-        with threads_for(model, images):
-            train(
-                model, images, recipe, device=config.device, seed=config.seed, stage=stage, progress=progress, log=log
-            )
+        with threads_for(model, images), blame(flag_of(group), **{group: TrainConfig}):
+            train(model, images, recipe, **how, progress=session.progress, log=session.log)
     except FloatingPointError as error:
-        raise UsageError(f"{flag}.lr", str(error)) from error
+        raise UsageError(flag_of(f"{group}.lr"), str(error)) from error
 
 
 @contextmanager
@@ -105,9 +125,7 @@ def threads_for(model: nn.Module, images: ImageData) -> Iterator[None]:
     work, waiting for that thread at the end of every layer costs ten times as much as everything else.
     """
     before = torch.get_num_threads()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).cpu().eval()(images.example())
-    if counter.get_total_flops() < _TINY:
+    if count_macs(model, images) < _TINY:
         torch.set_num_threads(1)
     try:
         yield
@@ -115,28 +133,46 @@ def threads_for(model: nn.Module, images: ImageData) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check(config: Planning) -> None:
-    """Refuse devices, targets, methods and limits that cannot be, before any work."""
+def count_macs(model: nn.Module, images: ImageData) -> int:
+    """Multiply-accumulates of one image, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(model).cpu().eval()(images.example())
+    return counter.get_total_flops() // 2
+
+
+def check_device(config: ModelAndData) -> torch.device:
+    """Return the device, or blame ``--device``."""
     with blame("--device"):
-        make_accelerator(config.device)
+        return make_accelerator(config.device).device
+
+
+def check(config: Training) -> None:
+    """Refuse devices, targets, methods and limits that cannot be, before any work."""
+    check_device(config)
+    limits = {"seed": (config.seed >= 0, "at least 0"), "validation": (0 <= config.validation < 1, "in [0, 1)")}
+    if isinstance(config, Planning):
+        _check_target(config)
+        limits["gamma"] = (config.gamma == "auto" or config.gamma > 0, "'auto' or above 0")
     if isinstance(config, PruneConfig):
         with blame("--allocator"):
             get_allocator(config.allocator)
         with blame("--selector"):
             get_selector(config.selector)
-    given = list(config.target)
+        limits["floor"] = (0 <= config.floor < 1, "in [0, 1)")
+        limits["round_to"] = (config.round_to >= 1, "at least 1")
+        limits["rounds"] = (config.rounds >= 1, "at least 1")
+    for name, (holds, wanted) in limits.items():
+        if not holds:
+            raise UsageError(flag_of(name), f"must be {wanted}, but is {getattr(config, name)}")
+
+
+def _check_target(config: Planning) -> None:
+    given = list(config.targets)
     if len(given) > 1:
         raise UsageError(flag_of(given[1]), f"goes alone, without {flag_of(given[0])}")
     for name, keep in config.target.items():
         with blame(flag_of(name)):
             Target(name.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the three names are its quantities
-    limits = {
-        "gamma": (config.gamma == "auto" or config.gamma > 0, "'auto' or above 0"),
-        "seed": (config.seed >= 0, "at least 0"),
-    }
-    if isinstance(config, PruneConfig):
-        limits["floor"] = (0 <= config.floor < 1, "in [0, 1)")
-        limits["round_to"] = (config.round_to >= 1, "at least 1")
-    for name, (holds, wanted) in limits.items():
-        if not holds:
-            raise UsageError(flag_of(name), f"must be {wanted}, but is {getattr(config, name)}")
+    if isinstance(config, PruneConfig) and config.plan is not None and (given or config.rounds > 1):
+        flag = flag_of(given[0]) if given else "--rounds"
+        raise UsageError("--plan", f"goes without {flag}: what the plan says is what is cut")

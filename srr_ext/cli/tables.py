@@ -56,6 +56,29 @@ def result_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def training_table(report: dict[str, Any]) -> Table:
+    """Lay out the report of a training.
+
+    Parameters
+    ----------
+    report : dict
+        The content of ``report.json``.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = Table(title=f"{report['model']} on {report['data']}", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_row("parameters", f"{report['params']:,}")
+    table.add_row("MACs per image", f"{report['macs']:,}")
+    table.add_row("test accuracy", _percent(report["top1"]))
+    if "top5" in report:
+        table.add_row("test accuracy, top 5", _percent(report["top5"]))
+    return table
+
+
 def redundancy_table(report: RedundancyReport) -> Table:
     """Lay out the structural redundancy of every group.
 

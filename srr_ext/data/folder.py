@@ -1,117 +1,233 @@
-"""Decode class folders of images into one tensor, with a pool of threads."""
+"""Class folders of images: list them, check them, decode them into one tensor or one at a time."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torch import Tensor
 
-from srr_ext.data.dataset import Split
+from srr_ext.data.base import BadImage
+from srr_ext.data.tensors import Split
 from srr_ext.progress import Progress, silent
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
-_LARGE = 4 << 30  # bytes of decoded images above which the answer is an error instead of a machine without memory
+_RUN = 500
 
 
-def read_folder(
-    root: Path, image_size: int | None = None, test_only: bool = False, progress: Progress | None = None
-) -> tuple[tuple[str, ...], Split, Split]:
-    """Read ``root/train`` and ``root/test`` (or ``root/val``), one sub-folder per class.
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files below one folder, in the order of their sorted paths; a map-style data set of (PIL image, label).
+
+    Attributes
+    ----------
+    root : Path
+        The folder with one sub-folder per class.
+    classes : tuple of str
+        Sub-folder names, sorted; a label is a position in this tuple.
+    names : numpy.ndarray of bytes, shape [n]
+        Paths below ``root``. One array instead of a million strings, which worker processes would each copy.
+    labels : Tensor of int64, shape [n]
+        Class indices.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    names: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Return an image in RGB and its label; a ValueError that names the file if it cannot be read."""
+        return read_image(self.path(index)), int(self.labels[index])
+
+    def path(self, index: int) -> Path:
+        """Return the path of an image."""
+        return self.root / os.fsdecode(self.names[index])
+
+
+def list_folder(root: Path, test: str | None = None) -> tuple[ImageFiles, ImageFiles]:
+    """List the images of ``root/train`` and of a test folder, each with one sub-folder per class.
+
+    Names that begin with a dot are left out.
 
     Parameters
     ----------
     root : Path
         The folder.
+    test : str, optional
+        Name of the test folder; default ``test``, or ``val`` where there is no ``test``.
+
+    Returns
+    -------
+    train, test : ImageFiles
+        With the same classes.
+
+    Raises
+    ------
+    ValueError
+        Missing or empty folders, fewer than two classes, classes that differ.
+    """
+    if not root.is_dir():
+        raise ValueError(f"data: there is no folder {root}")
+    train_root = root / "train"
+    test_root = root / (test or ("test" if (root / "test").is_dir() else "val"))
+    if not train_root.is_dir() or not test_root.is_dir():
+        raise ValueError(f"data: {root} needs folders train/ and test/ (or val/), with one folder per class in each")
+    train, tests = _list(train_root), _list(test_root)
+    if train.classes != tests.classes:
+        odd = sorted(set(train.classes) ^ set(tests.classes))
+        raise ValueError(f"data: {train_root} and {test_root} have different classes, such as {odd[0]}")
+    if len(train.classes) < 2:
+        raise ValueError(f"data: {train_root} has one class only, {train.classes[0]}; a classifier needs two or more")
+    return train, tests
+
+
+def _list(root: Path) -> ImageFiles:
+    """Find every image file of every class folder."""
+    with os.scandir(root) as entries:
+        classes = tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+    if not classes:
+        raise ValueError(f"data: {root} has no class folders")
+    names: list[bytes] = []
+    counts = []
+    for name in classes:
+        found = []
+        for folder, inner, files in os.walk(root / name):
+            inner[:] = [entry for entry in inner if not entry.startswith(".")]
+            below = os.path.relpath(folder, root)
+            found += [os.path.join(below, file) for file in files if not file.startswith(".") and _is_image(file)]
+        if not found:
+            raise ValueError(f"data: the class folder {root / name} holds no images")
+        names += [os.fsencode(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
+        counts.append(len(found))
+    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
+    return ImageFiles(root, classes, np.array(names), labels)
+
+
+def _is_image(file: str) -> bool:
+    return os.path.splitext(file)[1].lower() in SUFFIXES
+
+
+def common_size(parts: list[ImageFiles], progress: Progress | None = None) -> tuple[int, int]:
+    """Return height and width of the images from their headers alone, without decoding them.
+
+    Parameters
+    ----------
+    parts : list of ImageFiles
+        Whose images are compared.
+    progress : Progress, optional
+        Shows how many are looked at.
+
+    Returns
+    -------
+    height, width : int
+
+    Raises
+    ------
+    ValueError
+        The images differ in size, or one of them cannot be read.
+    """
+    first = header_size(parts[0].path(0))
+    # Hundreds at a time: a million small tasks would take gigabytes.
+    runs = [(part, start) for part in parts for start in range(0, len(part), _RUN)]
+
+    def check(run: tuple[ImageFiles, int]) -> int:
+        part, start = run
+        end = min(start + _RUN, len(part))
+        for index in range(start, end):
+            path = part.path(index)
+            _check_size(header_size(path), first, path)
+        return end - start
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        (progress or silent()).stage("sizes", sum(map(len, parts))) as step,
+    ):
+        for n in pool.map(check, runs):
+            step(n)
+    return first
+
+
+def decode(files: ImageFiles, image_size: int | None, progress: Progress | None = None) -> Split:
+    """Decode all files into one tensor, with a pool of threads.
+
+    Parameters
+    ----------
+    files : ImageFiles
+        What to read.
     image_size : int, optional
         Scale the shorter side to this many pixels and keep the centre square. Default: the images must have one
         size and are taken as they are.
-    test_only : bool, default False
-        Leave the training split empty; its folder must still be there.
     progress : Progress, optional
         Shows how many images are decoded.
 
     Returns
     -------
-    classes : tuple of str
-        Sub-folder names, sorted; a label is a position in this tuple.
-    train, test : Split
-        In the order of the sorted paths.
+    Split
+        Images uint8 [n, 3, h, w], in the order of the files.
 
     Raises
     ------
     ValueError
-        Missing or empty folders, classes that differ, images that cannot be read or differ in size.
+        An image cannot be read, or images differ in size.
     """
-    if not root.is_dir():
-        raise ValueError(f"data: there is no folder {root}")
-    train_root = root / "train"
-    test_root = root / "test" if (root / "test").is_dir() else root / "val"
-    if not train_root.is_dir() or not test_root.is_dir():
-        raise ValueError(f"data: {root} needs folders train/ and test/ (or val/), with one folder per class in each")
-    classes, train_files = _list(train_root)
-    test_classes, test_files = _list(test_root)
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise ValueError(f"data: {train_root} and {test_root} have different classes, such as {odd[0]}")
-    test = _decode(test_files, image_size, progress)
-    train = test.take(torch.arange(0)) if test_only else _decode(train_files, image_size, progress)
-    if train.images.shape[2:] != test.images.shape[2:] and not test_only:
-        raise ValueError(f"data: the images of {train_root} and {test_root} differ in size; set --image-size")
-    return classes, train, test
 
+    def read(index: int) -> np.ndarray:
+        image = read_image(files.path(index))
+        return np.asarray(image if image_size is None else scale_and_crop(image, image_size))
 
-def _list(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
-    """Return the class names and every image file with its label."""
-    classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
-    if not classes:
-        raise ValueError(f"data: {root} has no class folders")
-    files: list[tuple[Path, int]] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"data: the class folder {root / name} holds no images")
-        files += [(path, label) for path in found]
-    return classes, files
-
-
-def _decode(files: list[tuple[Path, int]], image_size: int | None, progress: Progress | None) -> Split:
-    """Decode all files into one uint8 tensor [n, 3, h, w]."""
-    first = _read(files[0][0], image_size)
-    if (size := len(files) * first.nbytes) > _LARGE:
-        raise ValueError(f"data: {len(files)} images need {size / 2**30:.0f} GiB of memory; use a smaller --image-size")
-    pixels = np.empty((len(files), *first.shape), np.uint8)  # [n, h, w, 3]
+    first = read(0)
+    pixels = np.empty((len(files), 3, *first.shape[:2]), np.uint8)
 
     def load(index: int) -> None:
-        path = files[index][0]
-        image = _read(path, image_size)
-        if image.shape != first.shape:
-            sizes = f"{first.shape[1]}x{first.shape[0]} and {image.shape[1]}x{image.shape[0]}"
-            raise ValueError(f"data: images differ in size ({sizes}, {path}); set --image-size to bring them to one")
-        pixels[index] = image
+        image = read(index)
+        _check_size(image.shape[:2], first.shape[:2], files.path(index))
+        pixels[index] = image.transpose(2, 0, 1)
 
-    name = files[0][0].parents[1].name
-    with ThreadPoolExecutor(os.cpu_count()) as pool, (progress or silent()).stage(f"decode {name}", len(files)) as step:
+    name = f"decode {files.root.name}"
+    with ThreadPoolExecutor(os.cpu_count()) as pool, (progress or silent()).stage(name, len(files)) as step:
         for _ in pool.map(load, range(len(files))):
             step()
-    labels = torch.tensor([label for _, label in files])
-    return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
+    return Split(torch.from_numpy(pixels), files.labels)
 
 
-def _read(path: Path, image_size: int | None) -> np.ndarray:
-    """Return one image as uint8 [h, w, 3]."""
+def read_image(path: Path) -> Image.Image:
+    """Return one image in RGB, or raise a ValueError that names the file."""
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"data: {path} cannot be read as an image ({error})") from error
-    if image_size is not None:
-        scale = image_size / min(rgb.size)
-        width, height = (max(image_size, round(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        rgb = rgb.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(rgb)
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's readers raise half a dozen kinds for damaged files
+        raise BadImage(f"data: {path} cannot be read as an image ({error})") from error
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """Return height and width from the header of an image file, or raise a ValueError that names it."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:  # as above
+        raise BadImage(f"data: {path} cannot be read as an image ({error})") from error
+
+
+def scale_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Scale the shorter side of an image to ``size`` pixels and keep the centre square."""
+    factor = size / min(image.size)
+    width, height = (max(size, round(side * factor)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _check_size(found: tuple[int, ...], wanted: tuple[int, ...], path: Path) -> None:
+    if found != wanted:
+        sizes = f"{wanted[1]}x{wanted[0]} and {found[1]}x{found[0]}"
+        raise BadImage(f"data: images differ in size ({sizes}, {path}); set --image-size to bring them to one")

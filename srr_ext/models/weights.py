@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from srr_ext.models.names import reason
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep the tensors
 
@@ -41,9 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             found: object = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"weights: {path} cannot be read as a checkpoint ({reason})") from error
+    except Exception as error:  # a damaged pickle can raise anything that a program can
+        raise ValueError(f"weights: {path} cannot be read as a checkpoint ({reason(error)})") from error
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -71,15 +71,45 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         The checkpoint cannot be read, belongs to another architecture (the first tensor that disagrees is named), or
         holds values that are not finite.
     """
-    state = read_checkpoint(path)
-    check_fit(model, state, f"weights: {path}")
+    load_state(model, read_checkpoint(path), f"weights: {path}")
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, hint: str = "") -> None:
+    """Copy tensors into a network, in place, and only when everything fits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    state : mapping of str to Tensor
+        What :func:`read_checkpoint` returns.
+    source : str
+        Start of error messages: where the tensors come from.
+    hint : str, default ""
+        What explains a mismatch, for the error message.
+
+    Raises
+    ------
+    ValueError
+        See :func:`load_weights`.
+    """
+    check_fit(model, state, source, hint)
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"weights: {path}: {name} has values that are not finite; the training diverged")
-    model.load_state_dict(state, strict=False)
+            raise ValueError(f"{source}: {name} has values that are not finite; the training diverged")
+    ordered = OrderedDict(state)
+    # Names and shapes are today's, so the versions are too; without any, MNASNet refuses and others rename.
+    ordered._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(ordered, strict=False)
 
 
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def head_of(model: nn.Module) -> str | None:
+    """Return the name of the last linear layer or convolution: the classifier of every network made by name."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return names[-1] if names else None
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, hint: str = "") -> None:
     """Compare names and shapes with those of the network.
 
     Parameters
@@ -90,20 +120,36 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Non
         The tensors to load.
     source : str
         Start of the error message: where the tensors come from.
+    hint : str, default ""
+        What explains a mismatch, for the error message.
 
     Raises
     ------
     ValueError
-        Names the first tensor that is missing, too much or of another shape.
+        Names the first tensor that is missing, too much or of another shape; where only the classifier differs, the
+        numbers of classes.
     """
     expected = model.state_dict()
+    foreign = f"it belongs to another architecture{f' ({hint})' if hint else ''}"
+    head = f"{head_of(model)}."
+    other_head: str | None = None
     for name, tensor in expected.items():
         # Older checkpoints lack this counter, which only matters when momentum is None.
         if name not in state and not name.endswith("num_batches_tracked"):
-            raise ValueError(f"{source} lacks {name}; it belongs to another architecture")
+            raise ValueError(f"{source} lacks {name}; {foreign}")
         if name in state and state[name].shape != tensor.shape:
+            if name.startswith(head) and state[name].ndim and state[name].shape[1:] == tensor.shape[1:]:
+                other_head = other_head or name
+                continue
             shapes = f"{list(state[name].shape)}, but the model's has {list(tensor.shape)}"
-            raise ValueError(f"{source}: {name} has shape {shapes}; it belongs to another architecture")
+            raise ValueError(f"{source}: {name} has shape {shapes}; {foreign}")
     for name in state:
         if name not in expected:
-            raise ValueError(f"{source} has {name}, which the model lacks; it belongs to another architecture")
+            raise ValueError(f"{source} has {name}, which the model lacks; {foreign}")
+    if other_head is not None:
+        given, wanted = len(state[other_head]), len(expected[other_head])
+        raise ValueError(
+            f"{source}: {other_head} has {given} classes, the data {wanted}; no head is dropped silently: take a "
+            f"checkpoint with {wanted} classes, or make the network with num_classes={given}, replace its head and "
+            "save that"
+        )

@@ -1,0 +1,152 @@
+"""What every data set offers, whether it is held in memory or read while training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_EPOCH_STRIDE = 1_000_003  # a prime far above any number of epochs keeps (seed, epoch) pairs apart
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the message says which and why."""
+
+
+class Batches(ABC):
+    """Batches of normalised images; every iteration is one epoch.
+
+    Yields
+    ------
+    images : Tensor of float32, shape [b, c, h, w]
+    labels : Tensor of int64, shape [b]
+
+    Attributes
+    ----------
+    epoch : int
+        How many epochs have begun. It takes part in the order and the augmentation of the next one: set it to go on
+        where another process has stopped.
+    """
+
+    def __init__(self, n: int, batch_size: int, train: bool, seed: int, device: torch.device) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
+        self.n, self.batch_size, self.train, self.seed, self.device = n, batch_size, train, seed, device
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        full, rest = divmod(self.n, self.batch_size)
+        if rest == 1 and full and self.train:
+            return full  # batch normalisation cannot learn from a single image
+        return full + (rest > 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through one epoch."""
+        epoch, self.epoch = self.epoch if self.train else 0, self.epoch + 1
+        # Drawn on the CPU whatever the device, so that a seed means the same order everywhere.
+        generator = torch.Generator().manual_seed(self.seed * _EPOCH_STRIDE + epoch)
+        order = torch.randperm(self.n, generator=generator) if self.train else torch.arange(self.n)
+        return self._make(list(order.split(self.batch_size)[: len(self)]), generator)
+
+    @abstractmethod
+    def _make(self, chunks: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one batch for each chunk of positions."""
+
+
+class ImageData(ABC):
+    """A data set for classification: three splits of images, and how they become network inputs.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for, e.g. ``digits``.
+    classes : tuple of str
+        Class names, in the order of the labels.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.example().shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height of an image in pixels."""
+        return self.example().shape[2]
+
+    @abstractmethod
+    def size(self, split: str) -> int:
+        """Count the images of a split.
+
+        Parameters
+        ----------
+        split : {"train", "validation", "test"}
+            Which part.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            There is no such split.
+        """
+
+    @abstractmethod
+    def batches(
+        self, split: str, batch_size: int, *, train: bool = False, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> Batches:
+        """Iterate over a split.
+
+        Parameters
+        ----------
+        split : {"train", "validation", "test"}
+            Which part.
+        batch_size : int
+            Images per batch; the last one may be smaller, but a last training batch of a single image is left out.
+        train : bool, default False
+            Shuffle and augment, differently in every epoch.
+        seed : int, default 0
+            Fixes both, independently of the device and of the number of worker processes.
+        device : torch.device or str, default "cpu"
+            Where the batches are wanted.
+
+        Returns
+        -------
+        Batches
+            Sized; every iteration is one epoch of images float32 [b, c, h, w] and labels int64 [b].
+
+        Raises
+        ------
+        ValueError
+            There is no such split, or ``batch_size`` is below 1.
+        """
+
+    def example(self) -> Tensor:
+        """Return one image as a network input, float32 [1, c, h, w]: a test image if there is one."""
+        for split in ("test", "validation", "train"):
+            if self.size(split):
+                return next(iter(self.batches(split, 1)))[0]
+        raise ValueError(f"data {self.name!r} holds no images at all")
+
+    def describe(self) -> str:
+        """Say in one line what the data are: name, images per split, size and classes."""
+        counts = ", ".join(f"{self.size(split):,} {split}" for split in SPLITS)
+        _, channels, height, width = self.example().shape
+        return f"{self.name}: {counts} images, {channels} x {height} x {width}, {len(self.classes)} classes"
+
+
+def check_split(split: str) -> str:
+    """Return the name of a split, or raise a ValueError with those there are."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but is {split!r}")
+    return split

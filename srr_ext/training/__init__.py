@@ -1,0 +1,40 @@
+"""Train, fine-tune and evaluate classifiers, on a CPU or a GPU through accelerate.
+
+    history = train(model, data, TrainConfig(epochs=20, lr=0.05))
+    top1 = evaluate(model, data, "test")
+
+Everything random, the order of the images included, follows from one seed.
+"""
+
+from __future__ import annotations
+
+from srr_ext.training.averaging import averaged_model, averaging_decay, take_average
+from srr_ext.training.config import Optimizer, Precision, Schedule, TrainConfig
+from srr_ext.training.devices import Device, make_accelerator, resolve_precision
+from srr_ext.training.evaluation import evaluate, evaluate_topk
+from srr_ext.training.loop import Log, train
+from srr_ext.training.losses import distillation_loss, training_loss
+from srr_ext.training.recalibration import recalibrate_batch_norm
+from srr_ext.training.schedules import learning_rate_factor, make_optimizer
+
+__all__ = [
+    "Device",
+    "Log",
+    "Optimizer",
+    "Precision",
+    "Schedule",
+    "TrainConfig",
+    "averaged_model",
+    "averaging_decay",
+    "distillation_loss",
+    "evaluate",
+    "evaluate_topk",
+    "learning_rate_factor",
+    "make_accelerator",
+    "make_optimizer",
+    "recalibrate_batch_norm",
+    "resolve_precision",
+    "take_average",
+    "train",
+    "training_loss",
+]

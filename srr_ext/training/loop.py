@@ -1,0 +1,239 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from srr_ext.data import Batches, ImageData
+from srr_ext.progress import Progress, Step, silent
+from srr_ext.training.averaging import averaged_model, take_average
+from srr_ext.training.config import TrainConfig
+from srr_ext.training.devices import Device, UsedPrecision, autocast, make_accelerator, make_scaler, resolve_precision
+from srr_ext.training.evaluation import evaluate
+from srr_ext.training.lending import in_mode, lent_to, seeded
+from srr_ext.training.losses import training_loss
+from srr_ext.training.schedules import learning_rate_factor, make_optimizer
+
+if TYPE_CHECKING:  # it takes a second, and most users of the package do not train
+    from accelerate import Accelerator
+
+Log = Callable[[dict[str, Any]], None]
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    *,
+    device: Device = "auto",
+    seed: int = 0,
+    stage: str = "train",
+    progress: Progress | None = None,
+    log: Log | None = None,
+    teacher: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """Train a classifier in place; the weights of the last epoch stay (none is picked by its accuracy).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps images [b, c, h, w] to class scores [b, n_classes]. Its weights are trained in place and stay in float32;
+        its training mode, device and memory format are left as they were, its gradients are gone.
+    data : ImageData
+        The training split trains, the validation split is measured after every epoch.
+    config : TrainConfig
+        The recipe. With ``ema`` it is the averaged weights that are measured and stay.
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        ``auto`` takes a GPU when there is one.
+    seed : int, default 0
+        Fixes the order and augmentation of the images and the drop-out.
+    stage : str, default "train"
+        What progress and log call this training.
+    progress : Progress, optional
+        Shows the steps.
+    log : callable, optional
+        Receives the record of every epoch as it ends.
+    teacher : nn.Module, optional
+        Whose scores ``distill`` asks for; without ``distill`` it is not used. It computes in evaluation mode without
+        gradients, and is left as it was.
+
+    Returns
+    -------
+    list of dict
+        One per epoch: ``stage``, ``epoch`` from 1, ``lr`` at its end, mean ``loss``, ``train_top1`` and
+        ``validation_top1`` in percent (None without validation images). The training accuracy is that of the scores
+        that were trained on, so of augmented images and changing weights.
+
+    Raises
+    ------
+    ValueError
+        A GPU was asked for where there is none, the device does not have the precision, there are no training images,
+        ``distill`` without a teacher of the same classes, or ``compile`` without a compiler.
+    FloatingPointError
+        The loss is no longer finite.
+    """
+    _check_teacher(config, model, teacher)
+    accelerator = make_accelerator(device)
+    precision = resolve_precision(config.precision, accelerator.device)
+    if config.compile:
+        _check_compiler(accelerator.device)
+    if not data.size("train"):
+        raise ValueError(f"data: {data.name} holds no training images")
+    batches = data.batches("train", config.batch_size, train=True, seed=seed, device=accelerator.device)
+    history: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed))
+        stack.enter_context(in_mode(model, training=True))
+        stack.enter_context(lent_to(accelerator.device, model, channels_last=config.channels_last))
+        if config.distill and teacher is not None:
+            stack.enter_context(in_mode(teacher, training=False))
+            stack.enter_context(lent_to(accelerator.device, teacher))
+        loop = _Loop(model, config, accelerator, precision, config.epochs * len(batches), teacher)
+        stack.callback(loop.close)
+        step = stack.enter_context((progress or silent()).stage(stage, loop.steps))
+        for epoch in range(1, config.epochs + 1):
+            loss, top1 = loop.epoch(batches, step)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"{stage}: the loss is {loss} in epoch {epoch}; use a smaller learning rate")
+            validation = evaluate(loop.result, data, "validation") if data.size("validation") else None
+            record = {"stage": stage, "epoch": epoch, "lr": loop.lr, "loss": loss}
+            record |= {"train_top1": top1, "validation_top1": validation}
+            history.append(record)
+            if log is not None:
+                log(record)
+            shown = f"training {top1:.2f} %" if validation is None else f"validation {validation:.2f} %"
+            step(0, f"epoch {epoch}/{config.epochs}, {shown}")
+        if loop.averaged is not None and history:
+            take_average(model, loop.averaged)
+    return history
+
+
+class _Loop:
+    """Everything that a step of the training needs.
+
+    Attributes
+    ----------
+    steps, done : int
+        Of the whole training, and taken so far.
+    lr : float
+        The learning rate of the next step.
+    averaged : AveragedModel or None
+        The moving average of the weights.
+    result : nn.Module
+        What the training has made so far: the averaged network, or the network itself.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        precision: UsedPrecision,
+        steps: int,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.model, self.config, self.accelerator, self.steps, self.done = model, config, accelerator, steps, 0
+        self.teacher = teacher if config.distill else None
+        self.autocast = autocast(precision, accelerator.device)
+        self.scaler = make_scaler(precision, accelerator.device)
+        self.averaged = averaged_model(model, config.ema) if config.ema else None
+        self.result = model if self.averaged is None else self.averaged.module
+        self.optimizer = make_optimizer(config, model.parameters())
+        # accelerate prepares the network (for several processes) and knows the optimiser, but the optimiser takes its
+        # steps itself: accelerate's wrapper looks on the disk for a module in every one of them, which takes 5 % of
+        # the time of a small network, and its backward divides the loss by a number that the environment may set.
+        self.network, _ = accelerator.prepare(model, self.optimizer)
+        if config.compile:
+            self.network = torch.compile(self.network)
+
+    @property
+    def lr(self) -> float:
+        return self.config.lr * learning_rate_factor(self.config, self.done, self.steps)
+
+    def epoch(self, batches: Batches, show: Step) -> tuple[float, float]:
+        """Take one step per batch; return the mean loss and the accuracy in percent."""
+        from torchmetrics.classification import MulticlassAccuracy
+
+        # One loss per step and two integers per image stay on the device until the epoch ends: to look at them in every
+        # step would make a GPU wait, and to count them takes some percent of the time of a small network.
+        losses: list[Tensor] = []
+        predicted: list[Tensor] = []
+        wanted: list[Tensor] = []
+        n_classes = 0
+        for images, labels in batches:
+            loss, scores = self.step(images, labels)
+            losses.append(loss)
+            predicted.append(scores.argmax(1))
+            wanted.append(labels)
+            n_classes = scores.shape[1]
+            show()
+        per_step = torch.stack(losses).double()
+        sizes = per_step.new_tensor([len(labels) for labels in wanted])
+        accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False).to(per_step.device)
+        accuracy.update(torch.cat(predicted), torch.cat(wanted))
+        return float(per_step @ sizes / sizes.sum()), 100 * float(accuracy.compute())
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step; return the loss and the scores, without gradients."""
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        with self.autocast:
+            scores = self.network(images)
+        loss = training_loss(self.config, scores, labels, self._taught(images))
+        self.optimizer.zero_grad()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.config.clip_norm:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)  # which leaves out steps with an overflow
+            self.scaler.update()
+        self.done += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        return loss.detach(), scores.detach()
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with self.autocast:
+            return self.teacher(images)
+
+    def close(self) -> None:
+        """Take away what accelerate and the steps have put on the model."""
+        self.optimizer.zero_grad()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        vars(self.model).pop("_is_accelerate_prepared", None)
+
+
+def _check_teacher(config: TrainConfig, model: nn.Module, teacher: nn.Module | None) -> None:
+    """Raise a ValueError unless the recipe has the teacher it needs."""
+    if not config.distill:
+        return
+    if teacher is None:
+        raise ValueError(f"distill is {config.distill}, which needs a teacher; pass one or set distill to 0")
+    own = {id(p) for p in model.parameters()}
+    if teacher is model or any(id(p) in own for p in teacher.parameters()):
+        raise ValueError("teacher shares parameters with the network that is trained; pass a copy")
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raise a ValueError where torch.compile would find no C++ compiler for the CPU."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(f"compile needs the C++ compiler {compiler}, which is not there; install it or set CXX")
