@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import oracle
 import pytest
@@ -90,3 +91,22 @@ def test_an_example_whose_mask_is_empty_does_not_mislead(name: str) -> None:
     analysis = analyze_channels(model, (EXAMPLE, empty))
     plan = oracle.plan_for(analysis, oracle.random_kept(analysis, 0, 0.5))
     assert srr_ext.verify(model, plan, (EXAMPLE, full)) < 1e-9
+
+
+@pytest.mark.parametrize("where", ["output", "argument", "number"])
+def test_numbers_that_are_no_numbers_end_the_search(where: str) -> None:
+    """NaN differs from itself; that is no dependence on the width, and no reason to go on for ever."""
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            scores = self.head(self.second(self.first(x).relu()).mean((2, 3)))
+            if where == "number":
+                return scores, float("nan")
+            return torch.log(-1 - scores * 0) if where == "output" else scores * float("nan")
+
+    analysis = srr_ext.analyze_channels(Broken(), torch.randn(1, 1, 8, 8))
+    assert {group.name for group in analysis.groups} == {"first", "second"}

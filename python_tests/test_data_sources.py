@@ -192,3 +192,37 @@ def test_folders_are_listed_in_order_and_without_hidden_files(tmp_path: Path) ->
     assert isinstance(found, TensorData) and found.classes == ("a", "b")
     listed = list(zip(found.train.labels.tolist(), found.train.images[:, :2, 0, 0].tolist(), strict=True))
     assert sorted(listed) == [(0, [1, 0]), (0, [2, 0]), (0, [2, 1]), (1, [0, 0]), (1, [0, 1])]
+
+
+def test_linked_class_folders_are_read_and_loops_are_not(tmp_path: Path) -> None:
+    """A link to another folder counts as one of its images' folders; one that leads back up ends there."""
+    root = Path(make_folder(tmp_path / "set", {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1}).partition(":")[2])
+    make_folder(tmp_path / "more", {"deep": 2})
+    (root / "train/a/linked").symlink_to(tmp_path / "more")
+    (root / "train/a/loop").symlink_to(root / "train")
+    (root / "train/a/self").symlink_to(root / "train/a")
+    loaded = data.load(f"folder:{root}", validation=0.0)
+    assert isinstance(loaded, TensorData)
+    assert sorted(loaded.train.labels.tolist()) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("bits", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, bits: type[np.generic]) -> None:
+    """Pillow would cut them off at 255, so that they would be all white."""
+    folder = make_folder(tmp_path / "set", {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1})
+    deep = Image.fromarray(np.full((8, 8), 20_000, bits))
+    deep.save(tmp_path / "set/train/b/deep.tiff")
+    with pytest.raises(ValueError, match=r"deep\.tiff cannot be read as an image .* more than 8 bits"):
+        data.load(folder)
+    with pytest.raises(TypeError, match=r"train\[0\].*more than 8 bits"):
+        data.from_datasets("deep", [(deep, 0)], [(deep, 1)], ["a", "b"])
+
+
+def test_test_images_alone_are_read_as_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all of them are too many for memory, evaluation by itself crops as the evaluation in the run did."""
+    folder = make_folder(tmp_path / "set", {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
+    Image.linear_gradient("L").resize((8, 8)).save(tmp_path / "set/test/a/0.png")
+    monkeypatch.setattr(data.sources, "_MOST_BYTES", 5 * 3 * 6 * 6)
+    both, alone = (data.load(folder, image_size=6, workers=0, test_only=only) for only in (False, True))
+    pixels, others = (next(iter(loaded.batches("test", 2)))[0] for loaded in (both, alone))
+    assert isinstance(both, data.StreamedData) and torch.equal(pixels, others)

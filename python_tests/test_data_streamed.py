@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import random
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
 from srr_ext import data
 from srr_ext.data import Augment, ImageData, StreamedData
@@ -266,3 +270,22 @@ def test_bad_arguments_are_named(photographs: Path) -> None:
         data.load(f"folder:{photographs}", image_size=100, workers=-1)
     with pytest.raises(ValueError, match="image_size must be at least 1, but is 0"):
         data.load(f"folder:{photographs}", image_size=0)
+
+
+class InterruptedWorkers(Dataset[Any]):
+    """Images in whose reading every worker gets what Ctrl-C sends to all processes of a terminal."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return torch.full((1, 4, 4), index, dtype=torch.uint8), index % 2
+
+
+def test_workers_leave_interrupts_to_the_main_process() -> None:
+    """One that had gone would be an error in place of the interrupt, which the main process gets as well."""
+    source = InterruptedWorkers()
+    loaded = data.from_datasets("signals", source, source, ["a", "b"], validation=0.0, workers=2)
+    assert sum(len(labels) for _, labels in loaded.batches("train", 2, train=True)) == 8

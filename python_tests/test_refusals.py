@@ -31,7 +31,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "expected"),
     [
         (["--model", "resnet65"], "--model: 'resnet65' is not known; did you mean resnet56"),
-        (["--model", "vit_b_16"], "--model: image_size: vit_b_16 cannot be made for 8 x 8 pixels"),
+        (["--model", "vit_b_16"], "--image-size: vit_b_16 cannot be made for 8 x 8 pixels"),
         (["--model", "timm/resnet18x"], "--model: 'timm/resnet18x' is not known; did you mean timm/resnet18"),
         (["--model", "nowhere:net"], "--model: 'nowhere:net': No module named 'nowhere'"),
         (["--data", "digit"], "--data: 'digit' is not known; did you mean digits?"),
@@ -55,7 +55,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--workers", "-1"], "--workers: must be at least 0"),
         (["--augment.cutout", "-1"], "--augment.cutout: must be at least 0"),
         (["--augment.min-scale", "0.5"], "--augment.min-scale: "),
-        (["--dense.distill", "0.5"], "--dense.distill: is 0.5, which needs a teacher"),
+        (["--dense.distill", "0.5"], "--dense.distill: the dense network has no teacher"),
         (["--dense.precision", "fp16", "--device", "cpu"], "--dense.precision: fp16 needs a GPU"),
         (["--dense.milestones", "3", "2"], "--dense.milestones: must be"),
         (["--floor", "1"], "--floor: must be in [0, 1)"),

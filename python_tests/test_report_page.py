@@ -142,7 +142,7 @@ def test_figures_name_every_layer_and_have_no_nan(run: dict[str, Any]) -> None:
         assert wanted <= set(texts(drawn[name]))
     for svg in drawn.values():
         assert not re.search(r"\b(nan|inf|none,none)\b", re.sub(r'="none"', "", svg), re.IGNORECASE)
-    assert {"train dense", "validation", "dense network, test: 93.25 %"} <= set(texts(drawn["training"]))
+    assert {"train dense", "validation", "dense network, validation: 93.25 %"} <= set(texts(drawn["training"]))
 
 
 def test_figures_are_deterministic_and_ids_are_their_own(run: dict[str, Any]) -> None:

@@ -124,6 +124,31 @@ def test_training_refuses_to_go_on_with_nonsense(digits: ImageData) -> None:
         train(model, data.load("digits", test_only=True), TrainConfig(epochs=1), device="cpu")
 
 
+def test_weights_lost_in_the_last_step_are_noticed(digits: ImageData) -> None:
+    """No loss tells of them: the only step of a training is its last."""
+    with pytest.raises(FloatingPointError, match="weights are not finite after epoch 1"):
+        train(make(), digits, TrainConfig(epochs=1, batch_size=5000, lr=3e38, weight_decay=30.0, warmup=0.0))
+
+
+def test_networks_that_do_not_score_every_class_are_refused(digits: ImageData) -> None:
+    """With what they give, and before a label is out of the loss's range."""
+    narrow = models.create("digits_cnn", num_classes=9)
+    with pytest.raises(ValueError, match="model gives 9 scores for an image, but there are 10 classes"):
+        train(narrow, digits, TrainConfig(epochs=1))
+    with pytest.raises(ValueError, match="model gives 9 scores"):
+        evaluate(narrow, digits)
+    with pytest.raises(TypeError, match=r"gives a tensor \[200, 1, 8, 8\]"):
+        evaluate(nn.Identity(), digits)
+
+
+def test_a_network_without_trainable_parameters_is_refused(digits: ImageData) -> None:
+    """Unless it is not trained."""
+    frozen = make().requires_grad_(False)
+    with pytest.raises(ValueError, match="model has no parameter that requires a gradient"):
+        train(frozen, digits, TrainConfig(epochs=1))
+    assert train(frozen, digits, TrainConfig(epochs=0)) == []
+
+
 def test_the_learning_rate_ends_at_zero_without_the_dropped_image(digits: ImageData) -> None:
     """A last batch of one image is no step, neither of the schedule nor of the bar."""
     sixty_five = replace(digits, train=digits.train.take(torch.arange(65)))

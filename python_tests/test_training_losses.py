@@ -111,7 +111,7 @@ def test_one_step_of_adamw_is_the_one_by_hand() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_many_steps_are_those_of_a_plain_loop(optimizer: str) -> None:
-    """Momentum, normalisation and drop-out included: bit for bit what torch's own optimiser does in ten lines."""
+    """Momentum, normalisation and drop-out included: what torch's own optimiser does in ten lines."""
     data, config = random_data(), TrainConfig(optimizer=optimizer, epochs=3, batch_size=8, lr=0.01, channels_last=False)
     config = replace(config, schedule="constant", warmup=0.0)
     ours, plain = small_net(), small_net()

@@ -144,7 +144,7 @@ class PruneConfig(Planning):
     rounds : int
         Prune and fine-tune this many times; each round keeps the same share of what it begins with.
     plan : Path, optional
-        Cut by this plan.json instead of making a plan.
+        Cut by this plan.json instead of making a plan; the flags that say how to make one then do nothing.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
     fine_tune : TrainConfig

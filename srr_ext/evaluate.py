@@ -88,6 +88,7 @@ def _images_of_run(config: EvaluateConfig) -> dict[str, Any]:
 
 def measure_and_show(config: EvaluateConfig, arguments: list[str], prog: str) -> None:
     """Measure and print."""
+    steps.check(config)
     accuracy, n = measure(config, on_screen())
     shares = ", ".join(f"{name.replace('top', 'top-')} {share:.2f} %" for name, share in accuracy.items())
     make_console().print(f"{shares} of {n:,} test images")

@@ -9,12 +9,15 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from srr_ext import artifacts, report
 from srr_ext.channels import ChannelAnalysis, analyze_channels
@@ -30,7 +33,7 @@ from srr_ext.latency import measure_latency
 from srr_ext.plan import PruningPlan, make_plan
 from srr_ext.rounds import floors_of_round, join, target_of_round
 from srr_ext.surgery import apply_plan, verify
-from srr_ext.training import evaluate_topk, make_accelerator, recalibrate_batch_norm
+from srr_ext.training import evaluate, evaluate_topk, make_accelerator, recalibrate_batch_norm
 
 _LATENCY_BATCH = 64
 _RECALIBRATION_BATCH = 100
@@ -60,10 +63,10 @@ def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
     dense = steps.dense_network(config, images, run)
     analysis = analyze(config, dense, images)
     plan, small, final = prune_in_rounds(config, dense, analysis, images, run)
-    artifacts.save(run.folder.path, final, plan)
-    results = measure(config, {"dense": dense, "after_surgery": small, "final": final}, plan, images, run)
+    batch = next(iter(images.batches("test", _LATENCY_BATCH)))[0].to(steps.check_device(config))
+    results = measure(config, {"dense": dense, "after_surgery": small, "final": final}, plan, images, batch, run)
     run.folder.write(artifacts.REPORT, results)
-    run.folder.write(artifacts.STRUCTURE, observe(dense, final, plan, analysis, images, run))
+    run.folder.write(artifacts.STRUCTURE, observe(dense, final, plan, analysis, images, batch, run))
     report.write(run.folder.path)
     return results
 
@@ -81,7 +84,10 @@ def prune_in_rounds(
     images: ImageData,
     run: Run,
 ) -> tuple[PruningPlan, nn.Module, nn.Module]:
-    """Plan, cut and fine-tune, as often as wanted; return the plan of all rounds, the last cut and the last result."""
+    """Plan, cut and fine-tune, as often as wanted; return the plan of all rounds, the last cut and the last result.
+
+    What every round has made is saved at its end.
+    """
     plan: PruningPlan | None = None
     final = dense
     for number in range(1, config.rounds + 1):
@@ -91,10 +97,11 @@ def prune_in_rounds(
         stage = "fine-tune" if config.rounds == 1 else f"fine-tune {number} of {config.rounds}"
         final = fine_tune(config, stage, small, dense, images, run)
         plan = join(analysis, plan, decision) if plan else decision
+        if config.rounds > 1:
+            target = {option.removeprefix("keep_"): keep for option, keep in config.target.items()}
+            plan = replace(plan, target=target, options=plan.options | {"floor": config.floor, "rounds": config.rounds})
+        artifacts.save(run.folder.path, final, plan)
     assert plan is not None  # there is at least one round
-    if config.rounds > 1:
-        target = {option.removeprefix("keep_"): keep for option, keep in config.target.items()}
-        plan = replace(plan, target=target, options=plan.options | {"floor": config.floor, "rounds": config.rounds})
     return plan, small, final
 
 
@@ -112,7 +119,7 @@ def decide(
         with blame("--plan"):
             return PruningPlan.load(config.plan)
     option, keep = next(iter(config.target.items()))
-    with blame(flag_of(option), PruneConfig):
+    with blame(flag_of(option), PruneConfig), round_named(number, config.rounds):
         whole = Target(option.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the names are its quantities
         cost = CostModel(analysis, whole.quantity).dense
         now = done.cost[whole.quantity]["pruned"] if done else cost
@@ -132,6 +139,15 @@ def decide(
             analysis=None if done else analysis,
             **target,
         )
+
+
+@contextmanager
+def round_named(number: int, rounds: int) -> Iterator[None]:
+    """Let errors name the round, as the shares in them are shares of what it began with."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"round {number} of {rounds}: {error}" if rounds > 1 else str(error)) from error
 
 
 def fine_tune(
@@ -158,6 +174,7 @@ def measure(
     networks: dict[str, nn.Module],
     plan: PruningPlan,
     images: ImageData,
+    batch: Tensor,
     run: Run,
 ) -> dict[str, Any]:
     """Measure the networks on the test images, for the first and only time."""
@@ -166,18 +183,17 @@ def measure(
     for network in networks.values():
         network.to(device)
     dense, final = networks["dense"], networks["final"]
-    sample, _ = next(iter(images.batches("test", _LATENCY_BATCH, device=device)))
     with steps.threads_for(dense, images):
         threads = torch.get_num_threads()
         with run.progress.stage("latency", 1) as step:
-            latency = dict(zip(("dense", "pruned"), measure_latency([dense, final], sample), strict=True))
+            latency = dict(zip(("dense", "pruned"), measure_latency([dense, final], batch), strict=True))
             step()
-        accuracy = {
-            name: evaluate_topk(
-                network, images, "test", stage=f"test {name.removeprefix('after_')}", progress=run.progress
-            )
-            for name, network in networks.items()
-        }
+        accuracy, validation = {}, {}
+        for name, network in networks.items():
+            stage = f"test {name.removeprefix('after_')}"
+            accuracy[name] = evaluate_topk(network, images, "test", stage=stage, progress=run.progress)
+            if images.size("validation"):  # to compare the curves of the training with
+                validation[name] = evaluate(network, images, "validation")
     macs, params = plan.cost["macs"], plan.cost["params"]
     return {
         "model": config.model,
@@ -195,8 +211,9 @@ def measure(
             "theoretical": macs["dense"] / macs["pruned"],
             "measured": latency["dense"] / latency["pruned"],
         },
-        "latency_ms": latency | {"batch_size": len(sample), "device": device.type, "threads": threads},
+        "latency_ms": latency | {"batch_size": len(batch), "device": device.type, "threads": threads},
         **{k: {name: found[k] for name, found in accuracy.items()} for k in accuracy["dense"]},
+        "validation_top1": validation,
         "n_test_images": images.size("test"),
         "surgery_error": error,
         **run.origin,
@@ -209,13 +226,13 @@ def observe(
     plan: PruningPlan,
     analysis: ChannelAnalysis,
     images: ImageData,
+    batch: Tensor,
     run: Run,
 ) -> dict[str, Any]:
     """Describe the structure of both networks, for the page of the report."""
-    sample, _ = next(iter(images.batches("test", _LATENCY_BATCH, device=next(dense.parameters()).device)))
     found = report.observe(dense, final, plan, images.example(), analysis=analysis, progress=run.progress)
     with steps.threads_for(dense, images):
-        return found | {"latency": report.layer_latency(dense, final, sample)}
+        return found | {"latency": report.layer_latency(dense, final, batch)}
 
 
 def prune_and_show(config: PruneConfig, arguments: list[str], prog: str) -> None:
@@ -225,7 +242,7 @@ def prune_and_show(config: PruneConfig, arguments: list[str], prog: str) -> None
     console = make_console()
     console.print(result_table(read_json(folder / artifacts.REPORT)))
     console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", soft_wrap=True)
-    advice = f'{prog.replace("prune", "evaluate")} --run {folder}; srr_ext.load("{folder}")'
+    advice = f'{prog.replace("prune", "evaluate")} --run {shlex.quote(str(folder))}; srr_ext.load("{folder}")'
     console.print(f"next: open {folder / artifacts.PAGE}; {advice}", soft_wrap=True)
 
 

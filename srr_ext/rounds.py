@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from srr_ext.channels.records import NO_VERTEX, ChannelAnalysis, ChannelGroup
 from srr_ext.cost import Target
@@ -72,7 +73,8 @@ def join(analysis: ChannelAnalysis, first: PruningPlan, later: PruningPlan) -> P
     Returns
     -------
     PruningPlan
-        For the dense model, with the method, target, gamma and info of ``later``, seed and fingerprint of ``first``.
+        For the dense model, with the method, target and gamma of ``later``, seed and fingerprint of ``first``.
+        ``info["rounds"]`` has what the allocator said in each round, with its ``gamma``.
 
     Raises
     ------
@@ -97,9 +99,15 @@ def join(analysis: ChannelAnalysis, first: PruningPlan, later: PruningPlan) -> P
         groups=groups,
         cost=cost,
         widths=first.widths,
+        info={"rounds": [*_said(first), *_said(later)]},
         seed=first.seed,
         fingerprint=first.fingerprint,
     )
+
+
+def _said(plan: PruningPlan) -> list[dict[str, Any]]:
+    """Return what was said of every round of a plan."""
+    return plan.info.get("rounds", [{"gamma": plan.gamma, **plan.info}])
 
 
 def _chain(kept: tuple[int, ...] | None, then: tuple[int, ...] | None) -> tuple[int, ...] | None:

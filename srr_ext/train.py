@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from srr_ext import artifacts
 from srr_ext.cli import steps
-from srr_ext.cli.parsing import command
+from srr_ext.cli.parsing import command, flag_of
 from srr_ext.cli.running import Run, run_in_folder
 from srr_ext.cli.tables import make_console, training_table
 from srr_ext.config import TrainRunConfig
@@ -76,8 +77,18 @@ def train_and_show(config: TrainRunConfig, arguments: list[str], prog: str) -> N
     folder = run_in_folder(config, arguments, prog, train).folder.path
     console = make_console()
     console.print(training_table(read_json(folder / artifacts.REPORT)))
-    flags = f"--model {config.model} --data {config.data} --weights {folder / artifacts.DENSE}"
-    console.print(f"next: {prog.replace('train', 'prune')} {flags}", soft_wrap=True)
+    flags = ["--model", config.model, *same_images(config), "--weights", str(folder / artifacts.DENSE)]
+    console.print(f"next: {prog.replace('train', 'prune')} {shlex.join(flags)}", soft_wrap=True)
+
+
+def same_images(config: TrainRunConfig) -> list[str]:
+    """Return the flags with which another command gets the same images, in the same splits."""
+    flags = ["--data", config.data]
+    for name in ("image_size", "seed", "validation"):
+        value = getattr(config, name)
+        if value != getattr(TrainRunConfig, name):
+            flags += [flag_of(name), str(value)]
+    return flags
 
 
 main = command(TrainRunConfig, "srr_ext.train", train_and_show)

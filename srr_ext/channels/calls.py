@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,11 @@ class Call:
 
         Tensors computed from activations rightly change with the network, as random ones do in training mode.
         """
-        numbers = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, (int, float))]
+        numbers = plain_numbers((self.args, self.kwargs))
         if self.tracer.model.training:
             return numbers
-        return numbers + [t.tolist() for t in self.fixed if t.numel() <= SMALL and not self.tracer.is_computed(t)]
+        small = (t for t in self.fixed if t.numel() <= SMALL and not self.tracer.is_computed(t))
+        return numbers + [_one_nan(t.tolist()) for t in small]
 
     @property
     def out_of_place(self) -> Callable[..., Any]:
@@ -100,3 +102,15 @@ class Step:
     read: list[Tensor]
     made: list[tuple[torch.Size, Tensor | None]]
     constants: list[Any]
+
+
+def plain_numbers(values: Any) -> list[int | float]:
+    """Return the Python numbers in nested values, such that lists of equal ones are equal."""
+    return [_one_nan(leaf) for leaf in tree_leaves(values) if isinstance(leaf, (int, float))]
+
+
+def _one_nan(value: Any) -> Any:
+    """Replace every NaN by the same object: to lists, an object equals itself even if NaN does not."""
+    if isinstance(value, list):
+        return [_one_nan(item) for item in value]
+    return math.nan if isinstance(value, float) and math.isnan(value) else value

@@ -125,6 +125,8 @@ class Probe:
         seed = 0
         while True:
             groups, pins = build_groups(self.space, self.notes)
+            if not groups:  # whatever still disagrees, nothing is cut
+                return groups, pins
             cuts = trial_cuts(groups, seed)
             finding = next(filter(None, (self.replay(groups, kept) for kept in cuts)), None)
             if finding is None:

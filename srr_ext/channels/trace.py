@@ -18,10 +18,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from srr_ext.channels.calls import Call, Step, operation_name
+from srr_ext.channels.calls import Call, Step, operation_name, plain_numbers
 from srr_ext.channels.labels import Labels, LabelSpace, class_axis
 from srr_ext.channels.records import Layer, Role, Side
 from srr_ext.channels.rules import METADATA, rule_for, uses_values
@@ -104,7 +103,7 @@ class LabelTracer(TorchFunctionMode):
                 reader = self.notes.borrowed.get((note.module, attribute))
                 if reader:
                     self.space.pin(note.labels, f"{reader} reads {note.module}.{attribute} from outside")
-        self.numbers = [leaf for leaf in tree_leaves(output) if isinstance(leaf, (int, float))]
+        self.numbers = plain_numbers(output)
 
     @contextmanager
     def _module_stack(self) -> Iterator[None]:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
+from srr_ext.data.base import BadImage
+
 C = TypeVar("C")
 
 _FIELD_DOC = re.compile(r"^(\w+) : .*\n((?:    .+\n?)+)", re.MULTILINE)
@@ -47,7 +49,8 @@ def blame(flag: str, config: type | None = None, **groups: type) -> Iterator[Non
         Dataclasses that are groups of flags, by name: ``fine_tune=TrainConfig`` for ``--fine-tune.lr``.
     """
     try:
-        yield
+        with blame_images():
+            yield
     except (ValueError, TypeError, OSError) as error:
         message = str(error) or type(error).__name__
         flags = {entry.name: flag_of(entry.name) for entry in fields(config)} if config else {}
@@ -58,6 +61,15 @@ def blame(flag: str, config: type | None = None, **groups: type) -> Iterator[Non
         if first and first[1] in flags:
             flag, message = flags[first[1]], message[first.end() :]
         raise UsageError(flag, message) from error
+
+
+@contextmanager
+def blame_images() -> Iterator[None]:
+    """Turn an image that cannot be used into a :class:`UsageError` of ``--data``, whatever it was wanted for."""
+    try:
+        yield
+    except BadImage as error:
+        raise UsageError(flag_of("data"), str(error).removeprefix("data: ")) from error
 
 
 def flag_of(name: str) -> str:
@@ -133,7 +145,11 @@ def parse(config: type[C], argv: Sequence[str] | None, prog: str) -> C:
     SystemExit
         With code 2 for a bad flag, 0 after ``--help`` and ``--print_config``.
     """
-    return _build(config, make_parser(config, prog).parse_args(argv), "")
+    try:
+        values = make_parser(config, prog).parse_args(argv)
+    except UnicodeDecodeError as error:
+        raise UsageError("--config", f"the file is not text in UTF-8 ({error})") from error
+    return _build(config, values, "")
 
 
 def command(config: type[C], module: str, job: Callable[[C, list[str], str], None]) -> Callable[..., int]:
@@ -158,7 +174,8 @@ def command(config: type[C], module: str, job: Callable[[C, list[str], str], Non
     def main(argv: Sequence[str] | None = None, prog: str = f"python -m {module}") -> int:
         arguments = list(sys.argv[1:] if argv is None else argv)
         try:
-            job(parse(config, arguments, prog), arguments, prog)
+            with blame_images():
+                job(parse(config, arguments, prog), arguments, prog)
         except UsageError as error:
             sys.stderr.write(f"{prog}: error: {error}\n")
             return 2

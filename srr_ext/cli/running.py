@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from srr_ext import artifacts
 from srr_ext.artifacts import RunFolder
-from srr_ext.cli.parsing import UsageError, as_dict, blame
+from srr_ext.cli.parsing import UsageError, as_dict, blame, blame_images
 from srr_ext.cli.tables import make_console
 from srr_ext.progress import Progress, on
 from srr_ext.report import EventLog
@@ -126,24 +128,34 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
         folder = RunFolder(config.output, f"{config.model}-{config.data}")
     shown = on_screen()
     origin = {"command": [*shlex.split(prog), *arguments], "environment": environment()}
-    folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
     try:
-        with EventLog(folder.path) as events:
+        with blame_images(), blame_disk(folder.path), EventLog(folder.path) as events:
 
             def log(record: dict[str, Any]) -> None:
-                folder.log(record)
-                events.log(record)
+                with blame_disk(folder.path):  # here, as training blames its own flags for what it meets
+                    folder.log(record)
+                    events.log(record)
 
+            folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
             run = Run(shown.progress, shown.say, log, folder=folder, origin=origin)
             events.summary(job(config, run))
     except UsageError as error:
-        if (folder.path / artifacts.DENSE).exists():
+        if any((folder.path / network).exists() for network in (artifacts.DENSE, artifacts.WEIGHTS)):
             raise UsageError("", f"{error}; {what_is_left(folder.path)}") from error
         folder.discard()
         raise
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(what_is_left(folder.path)) from stop
     return run
+
+
+@contextmanager
+def blame_disk(folder: Path) -> Iterator[None]:
+    """Turn a file that cannot be written, on a full disk say, into a :class:`UsageError` of ``--output``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UsageError("--output", f"{folder} cannot be written ({error})") from error
 
 
 def what_is_left(folder: Path) -> str:
@@ -161,9 +173,9 @@ def what_is_left(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     advice = "delete it to use the name again"
     if artifacts.WEIGHTS in names:
-        advice = f"the pruned network is whole, srr evaluate --run {folder} measures it"
+        advice = f"the pruned network is whole, srr evaluate --run {shlex.quote(str(folder))} measures it"
     elif artifacts.DENSE in names:
-        advice = f"--weights {folder / artifacts.DENSE} with a new --output skips the training"
+        advice = f"--weights {shlex.quote(str(folder / artifacts.DENSE))} with a new --output skips the training"
     return f"{folder} holds {', '.join(names)}; {advice}"
 
 

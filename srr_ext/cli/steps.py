@@ -16,13 +16,15 @@ from srr_ext import data, models
 from srr_ext.allocators import get_allocator
 from srr_ext.cli.parsing import UsageError, blame, flag_of
 from srr_ext.cli.running import Session
-from srr_ext.config import ModelAndData, Planning, PruneConfig, Training
+from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, Training
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
 from srr_ext.data import Augment, ImageData
-from srr_ext.plan import make_plan
+from srr_ext.plan import PruningPlan, make_plan
+from srr_ext.surgery import apply_plan
 from srr_ext.training import TrainConfig, make_accelerator, train
 
+_SEEDS = 1 << 63  # what torch's generators take
 _TINY = 5_000_000  # multiply-accumulates per image; a CIFAR ResNet-20 has 40 million
 
 
@@ -32,7 +34,7 @@ def load_data(config: ModelAndData, session: Session, *, test_only: bool = False
     if isinstance(config, Training):
         settings = {"validation": config.validation, "augment": config.augment}
     with blame("--data", type(config), augment=Augment):
-        return data.load(
+        images = data.load(
             config.data,
             seed=config.seed,
             image_size=config.image_size,
@@ -42,6 +44,9 @@ def load_data(config: ModelAndData, session: Session, *, test_only: bool = False
             progress=session.progress,
             **settings,
         )
+    if isinstance(config, Training) and not images.size("train"):
+        raise UsageError("--validation", f"is {config.validation}, which leaves no images for training; lower it")
+    return images
 
 
 def make_model(config: ModelAndData, images: ImageData, session: Session) -> nn.Module:
@@ -50,12 +55,8 @@ def make_model(config: ModelAndData, images: ImageData, session: Session) -> nn.
     if config.weights is not None and Path(config.weights).is_dir():
         raise UsageError("--weights", f"{config.weights} is a folder; name the checkpoint file in it")
     shape: dict[str, Any] = {"in_channels": images.in_channels, "image_size": images.image_size}
-    with blame("--model"):
-        model = models.create(config.model, len(images.classes), **shape)
-    if config.weights is not None:
-        with blame("--weights"):
-            model = models.create(config.model, len(images.classes), config.weights, **shape)
-    with blame("--model"):
+    with blame("--model", type(config)):
+        model = models.create(config.model, len(images.classes), config.weights, **shape)
         check_fit(model.eval(), config.model, images)
     architecture = models.architecture_of(model)
     for note in architecture.notes if architecture else ():
@@ -66,20 +67,24 @@ def make_model(config: ModelAndData, images: ImageData, session: Session) -> nn.
 @torch.no_grad()
 def check_fit(model: nn.Module, name: str, images: ImageData) -> None:
     """Raise a ValueError unless the network reads these images and scores their classes."""
+    example = images.example()
     try:
-        scores = model(images.example())
-    except (RuntimeError, IndexError) as error:
-        channels, size = images.in_channels, images.image_size
-        raise ValueError(f"{name} cannot read images [{channels}, {size}, {size}]: {error}") from error
+        scores = model(example)
+    except Exception as error:  # code of the user's own, which may raise anything
+        text = str(error) or type(error).__name__
+        raise ValueError(f"{name} cannot read images {list(example.shape[1:])}: {text}") from error
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2 or scores.shape[1] < len(images.classes):
         raise ValueError(f"{name} does not give one score for each of {len(images.classes)} classes")
+    if not scores.isfinite().all():
+        raise ValueError(f"{name} gives scores that are not finite, for the first image; check its weights and layers")
 
 
 def dense_network(config: Planning, images: ImageData, session: Session) -> nn.Module:
     """Make the network and train it, unless it comes with weights; return it in evaluation mode."""
     model = make_model(config, images, session)
-    if config.weights is None:
+    if config.weights is None or (isinstance(config, PruneConfig) and config.rounds > 1):
         rehearse(config, model.eval(), images)
+    if config.weights is None:
         train_blaming("dense", "train dense", model, images, config.dense, config, session)
         session.keep_dense(model)
     return model.eval()
@@ -89,8 +94,14 @@ def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
     """Refuse before a long training what would be refused after it: targets out of reach, layers that do not exist.
 
     How far a plan can go depends on the shapes, the floors and the options, not on the weights; so the cheapest
-    method shows it.
+    method shows it. A plan that is there already is tried as it is.
     """
+    if isinstance(config, PruneConfig) and config.plan is not None:
+        with blame("--plan"):
+            apply_plan(model, PruningPlan.load(config.plan), images.example())
+        return
+    if isinstance(config, AnalyzeConfig) and config.gamma != "auto":
+        return  # nothing has to be reached
     options: dict[str, Any] = {"streams": config.streams, "ignored": config.ignored}
     if isinstance(config, PruneConfig):
         options |= {"floor": config.floor, "round_to": config.round_to}
@@ -111,7 +122,7 @@ def train_blaming(
     """Train in place; what goes wrong is blamed on this group of flags, a divergence on its learning rate."""
     how: dict[str, Any] = {"device": config.device, "seed": config.seed, "stage": stage, "teacher": teacher}
     try:
-        with threads_for(model, images), blame(flag_of(group), **{group: TrainConfig}):
+        with threads_for(model, images), blame(flag_of(group), type(config), **{group: TrainConfig}):
             train(model, images, recipe, **how, progress=session.progress, log=session.log)
     except FloatingPointError as error:
         raise UsageError(flag_of(f"{group}.lr"), str(error)) from error
@@ -143,13 +154,20 @@ def count_macs(model: nn.Module, images: ImageData) -> int:
 def check_device(config: ModelAndData) -> torch.device:
     """Return the device, or blame ``--device``."""
     with blame("--device"):
-        return make_accelerator(config.device).device
+        accelerator = make_accelerator(config.device)
+    if accelerator.num_processes > 1:
+        raise UsageError("", f"a run is one process, but {accelerator.num_processes} were started; leave torchrun out")
+    return accelerator.device
 
 
-def check(config: Training) -> None:
+def check(config: ModelAndData) -> None:
     """Refuse devices, targets, methods and limits that cannot be, before any work."""
     check_device(config)
-    limits = {"seed": (config.seed >= 0, "at least 0"), "validation": (0 <= config.validation < 1, "in [0, 1)")}
+    limits = {"seed": (0 <= config.seed < _SEEDS, "at least 0 and below 2^63")}
+    if isinstance(config, Training):
+        if config.dense.distill:
+            raise UsageError("--dense.distill", "the dense network has no teacher; --fine-tune.distill learns from it")
+        limits["validation"] = (0 <= config.validation < 1, "in [0, 1)")
     if isinstance(config, Planning):
         _check_target(config)
         limits["gamma"] = (config.gamma == "auto" or config.gamma > 0, "'auto' or above 0")

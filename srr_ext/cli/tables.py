@@ -50,7 +50,8 @@ def result_table(report: dict[str, Any]) -> Table:
     speed_up = f"{report['speed_up']['measured']:.2f} x faster"
     table.add_row(where, f"{latency['dense']:.2f} ms", f"{latency['pruned']:.2f} ms", speed_up)
     top1 = report["top1"]
-    table.add_row("test accuracy, after surgery", _percent(top1["dense"]), _percent(top1["after_surgery"]), "")
+    cut = "surgery" if report["rounds"] == 1 else f"the last of {report['rounds']} cuts"
+    table.add_row(f"test accuracy, after {cut}", _percent(top1["dense"]), _percent(top1["after_surgery"]), "")
     change = top1["final"] - top1["dense"]
     table.add_row("test accuracy, final", _percent(top1["dense"]), _percent(top1["final"]), f"{change:+.2f} points")
     return table

@@ -118,7 +118,7 @@ def crop_and_flip(images: Tensor, crop: int, flip: bool, generator: torch.Genera
         mirror = torch.rand(b, 1, generator=generator) < 0.5
         columns = torch.where(mirror, w - 1 - columns, columns)
     padded = torch.nn.functional.pad(images, (crop, crop, crop, crop))
-    rows, columns = (rows + top).to(images.device), (columns + left).to(images.device)
+    rows, columns = (index.to(images.device, non_blocking=True) for index in (rows + top, columns + left))
     sample = torch.arange(b, device=images.device)
     # Indices around the sliced channel dimension put it last: [b, h, w, c].
     picked = padded[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]]
@@ -149,6 +149,6 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     for length in (h, w):
         first = torch.randint(length, (b, 1), generator=generator) - side // 2
         at = torch.arange(length)
-        inside.append(((at >= first) & (at < first + side)).to(images.device))
+        inside.append(((at >= first) & (at < first + side)).to(images.device, non_blocking=True))
     rows, columns = inside
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

@@ -6,15 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EPOCH_STRIDE = 1_000_003  # a prime far above any number of epochs keeps (seed, epoch) pairs apart
+_SEEDS = 1 << 63  # torch's generators take no larger ones
 
 
 class BadImage(ValueError):
     """An image that cannot be used; the message says which and why."""
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB; a TypeError for pixels of more than 8 bits, which Pillow would cut off at 255."""
+    if image.mode.startswith(("I", "F")):
+        raise TypeError(f"mode {image.mode} has pixels of more than 8 bits; convert the images to 8 bits first")
+    return image.convert("RGB")
 
 
 class Batches(ABC):
@@ -49,7 +58,7 @@ class Batches(ABC):
         """Go through one epoch."""
         epoch, self.epoch = self.epoch if self.train else 0, self.epoch + 1
         # Drawn on the CPU whatever the device, so that a seed means the same order everywhere.
-        generator = torch.Generator().manual_seed(self.seed * _EPOCH_STRIDE + epoch)
+        generator = torch.Generator().manual_seed((self.seed * _EPOCH_STRIDE + epoch) % _SEEDS)
         order = torch.randperm(self.n, generator=generator) if self.train else torch.arange(self.n)
         return self._make(list(order.split(self.batch_size)[: len(self)]), generator)
 
@@ -132,8 +141,8 @@ class ImageData(ABC):
         """
 
     def example(self) -> Tensor:
-        """Return one image as a network input, float32 [1, c, h, w]: a test image if there is one."""
-        for split in ("test", "validation", "train"):
+        """Return one image as a network input, float32 [1, c, h, w], not augmented; of the test images last."""
+        for split in SPLITS:
             if self.size(split):
                 return next(iter(self.batches(split, 1)))[0]
         raise ValueError(f"data {self.name!r} holds no images at all")

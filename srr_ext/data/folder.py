@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srr_ext.data.base import BadImage
+from srr_ext.data.base import BadImage, as_rgb
 from srr_ext.data.tensors import Split
 from srr_ext.progress import Progress, silent
 
@@ -101,8 +101,8 @@ def _list(root: Path) -> ImageFiles:
     counts = []
     for name in classes:
         found = []
-        for folder, inner, files in os.walk(root / name):
-            inner[:] = [entry for entry in inner if not entry.startswith(".")]
+        for folder, inner, files in os.walk(root / name, followlinks=True):
+            inner[:] = [entry for entry in inner if not entry.startswith(".") and not _is_loop(folder, entry)]
             below = os.path.relpath(folder, root)
             found += [os.path.join(below, file) for file in files if not file.startswith(".") and _is_image(file)]
         if not found:
@@ -111,6 +111,12 @@ def _list(root: Path) -> ImageFiles:
         counts.append(len(found))
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
     return ImageFiles(root, classes, np.array(names), labels)
+
+
+def _is_loop(folder: str, entry: str) -> bool:
+    """Whether an entry of a folder links back to this folder or to one above it."""
+    path = os.path.join(folder, entry)
+    return os.path.islink(path) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path))
 
 
 def _is_image(file: str) -> bool:
@@ -204,7 +210,7 @@ def read_image(path: Path) -> Image.Image:
     """Return one image in RGB, or raise a ValueError that names the file."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return as_rgb(image)
     except Exception as error:  # Pillow's readers raise half a dozen kinds for damaged files
         raise BadImage(f"data: {path} cannot be read as an image ({error})") from error
 

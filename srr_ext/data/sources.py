@@ -138,7 +138,8 @@ def folder(root: str, options: Options) -> ImageData:
     train, test = list_folder(Path(root))
     used = [test] if options.test_only else [train, test]
     shape = (size, size) if size is not None else header_size(test.path(0))
-    if max(shape) <= _SMALL and 3 * shape[0] * shape[1] * sum(map(len, used)) <= _MOST_BYTES:
+    # All count, whichever are used: evaluated by themselves, the test images must be scaled as they were in the run.
+    if max(shape) <= _SMALL and 3 * shape[0] * shape[1] * (len(train) + len(test)) <= _MOST_BYTES:
         _check_in_memory(name, options.augment)
         tests = decode(test, size, options.progress)
         pool = tests.take(torch.arange(0)) if options.test_only else decode(train, size, options.progress)

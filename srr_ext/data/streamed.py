@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from srr_ext.data.augment import ToInput
-from srr_ext.data.base import BadImage, Batches, ImageData, check_split
+from srr_ext.data.base import SPLITS, BadImage, Batches, ImageData, as_rgb, check_split
 
 _MOST_WORKERS = 8  # by default: more seldom help one GPU, and each needs memory
 
@@ -127,7 +128,7 @@ class StreamedData(ImageData):
 
     def example(self) -> Tensor:
         """See :meth:`ImageData.example`; no worker is started for it."""
-        for split in ("test", "validation", "train"):
+        for split in SPLITS:
             if self.size(split):
                 return next(iter(StreamedBatches(self, split, 1, False, 0, torch.device("cpu"), 0)))[0]
         raise ValueError(f"data {self.name!r} holds no images at all")
@@ -185,6 +186,7 @@ class StreamedBatches(Batches):
             self.samples,
             batch_sampler=_Keys(),
             num_workers=self.workers,
+            worker_init_fn=_leave_interrupts,
             collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
             persistent_workers=self.workers > 0,
@@ -269,10 +271,10 @@ def as_tensor(image: Any) -> Tensor:
     Raises
     ------
     TypeError
-        Anything else.
+        Anything else, or a PIL image of more than 8 bits.
     """
     if isinstance(image, Image.Image):
-        pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
+        pixels = np.array(image if image.mode == "L" else as_rgb(image))
         return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
     if isinstance(image, Tensor) and image.ndim == 3 and (image.dtype == torch.uint8 or image.is_floating_point()):
         plain = image.detach().as_subclass(Tensor)
@@ -330,6 +332,14 @@ def count_workers(workers: int | None) -> int:
     if workers < 0:
         raise ValueError(f"workers must be at least 0, but is {workers}")
     return workers
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Let Ctrl-C, which a terminal sends to all processes, end the main one alone; it ends the workers then.
+
+    A worker that had gone before would be an error to the main process, in place of the interrupt.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -112,7 +112,7 @@ class TensorBatches(Batches):
 
     def _make(self, chunks: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in chunks:
-            part = self.split.take(chunk.to(self.device))
+            part = self.split.take(chunk.to(self.device, non_blocking=True))  # a blocking copy waits for the last step
             yield self.to_input(part.images, generator), part.labels
 
 

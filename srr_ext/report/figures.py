@@ -223,7 +223,7 @@ def training_figure(records: Sequence[Mapping[str, Any]], dense_top1: float | No
     records : sequence of mapping
         Lines of ``log.jsonl``, at least one.
     dense_top1 : float or None
-        Test accuracy of the dense network in percent, drawn as a line.
+        Validation accuracy of the dense network in percent, drawn as a line.
 
     Returns
     -------
@@ -286,7 +286,7 @@ def training_figure(records: Sequence[Mapping[str, Any]], dense_top1: float | No
         ]
         if dense_top1 is not None:
             entries.append(
-                (f"dense network, test: {dense_top1:.2f} %", {"color": INK, "linestyle": (0, (1, 1.5))}),
+                (f"dense network, validation: {dense_top1:.2f} %", {"color": INK, "linestyle": (0, (1, 1.5))}),
             )
         _legend(figure, entries)
         said = ", ".join(f"{stage}: {len(part)} epochs" for stage, part in stages.items())

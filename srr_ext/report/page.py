@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srr_ext.artifacts import CONFIG, LOG, PAGE, PLAN, REPORT, STRUCTURE
 from srr_ext.files import existing, read_json, write_text
 from srr_ext.report import sections
-
-PAGE = "report.html"
-STRUCTURE = "structure.json"
 
 
 def write(folder: str | Path) -> Path:
@@ -39,11 +37,11 @@ def write(folder: str | Path) -> Path:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(folder)
-    report = _mapping(existing(folder / "report.json"))
+    report = _mapping(existing(folder / REPORT))
     structure, plan, config = (
-        _mapping(folder / name) if (folder / name).is_file() else {} for name in (STRUCTURE, "plan.json", "config.json")
+        _mapping(folder / name) if (folder / name).is_file() else {} for name in (STRUCTURE, PLAN, CONFIG)
     )
-    log = read_log(folder / "log.jsonl")
+    log = read_log(folder / LOG)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -111,7 +111,8 @@ def summary(report: Mapping[str, Any]) -> Table:
         faster = f"{ratio:.2f} \N{MULTIPLICATION SIGN} faster"
         rows.append((f"latency, {_batch(latency)}", _ms(latency["dense"]), _ms(latency["pruned"]), faster))
     top1 = report.get("top1") or {}
-    for key, when in (("after_surgery", "right after surgery"), ("final", "final")):
+    cut = "right after surgery" if report.get("rounds", 1) == 1 else f"right after the last of {report['rounds']} cuts"
+    for key, when in (("after_surgery", cut), ("final", "final")):
         if _all(top1, "dense", key):
             change = _points(top1[key] - top1["dense"])
             rows.append((f"test accuracy, {when}", _percent(top1["dense"], 2), _percent(top1[key], 2), change))
@@ -220,7 +221,7 @@ def training(log: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> Pic
         for r in log
     ]
     heads = ("stage", "epoch", "learning rate", "training loss", "training top-1, %", "validation top-1, %")
-    picture = figures.training_figure(log, (report.get("top1") or {}).get("dense"))
+    picture = figures.training_figure(log, (report.get("validation_top1") or {}).get("dense"))
     return Picture(picture, "Training", "; ".join(said) + ".", Table(heads, rows))
 
 
@@ -234,7 +235,8 @@ def cost(structure: Mapping[str, Any]) -> Picture | Missing:
     if times:
         caption += (
             " and, on the right, its time in the fastest of several passes; all other modules (normalisation, "
-            "activations, pooling) are one row. Layers measured alone add up to a little more than the whole network."
+            "activations, pooling) are one row. With a clock between them, layers add up to a little more than the "
+            "whole network."
         )
     else:
         caption += ". The time of single layers was not measured."

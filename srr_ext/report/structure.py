@@ -206,7 +206,9 @@ def _choose_gamma(
     plan: PruningPlan, dense: nn.Module, example: Any, analysis: ChannelAnalysis, turning: Sequence[float]
 ) -> tuple[float | None, str | None, str]:
     if plan.gamma is not None:
-        return plan.gamma, "plan", "the threshold with which the plan was made"
+        rounds = plan.options.get("rounds", 1)
+        made = "the threshold with which the plan was made"
+        return plan.gamma, "plan", made if rounds == 1 else f"the threshold of the last of {rounds} rounds"
     why = "the plan has no target"
     if len(plan.target) == 1:
         targets: dict[str, Any] = {f"keep_{quantity}": keep for quantity, keep in plan.target.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-FOLDER = "events"
+from srr_ext.artifacts import EVENTS
 
 
 class EventLog:
@@ -28,7 +28,7 @@ class EventLog:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / FOLDER
+        self.path = Path(folder) / EVENTS
         self._writer: Any = None
 
     def __enter__(self) -> EventLog:

@@ -52,13 +52,15 @@ def averaged_model(model: nn.Module, ema: float) -> AveragedModel:
     @torch.no_grad()
     def meet(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
         if averaged[0].is_floating_point() or averaged[0].is_complex():
-            get_ema_multi_avg_fn(averaging_decay(ema, int(n_averaged)))(averaged, current, n_averaged)
+            taken = int(result.n_averaged)  # stays on the CPU; to read the argument would make a GPU wait
+            get_ema_multi_avg_fn(averaging_decay(ema, taken))(averaged, current, n_averaged)
         else:
             for old, new in zip(averaged, current, strict=True):
                 old.copy_(new)
 
     # Copied twice, as deepcopy alone refuses the computed tensors of old-style weight normalisation.
-    return AveragedModel(copy_model(model), multi_avg_fn=meet, use_buffers=True)  # type: ignore[arg-type]  # its lists are tensors
+    result = AveragedModel(copy_model(model), multi_avg_fn=meet, use_buffers=True)  # type: ignore[arg-type]  # its lists are tensors
+    return result
 
 
 @torch.no_grad()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from srr_ext.data import ImageData
-from srr_ext.progress import Progress, silent
+from srr_ext.data import Batches, ImageData
+from srr_ext.progress import Progress, Step, silent
 from srr_ext.training.devices import device_of
 from srr_ext.training.lending import in_mode
 
-_EVAL_BATCH = 200  # large enough to keep a CPU or GPU busy, small enough that activations stay in cache
+if TYPE_CHECKING:  # it takes a second, and most users of the package do not train
+    from torchmetrics.classification import MulticlassAccuracy
+
+EVAL_BATCH = 200  # large enough to keep a CPU or GPU busy, small enough that activations stay in cache
 
 
 def evaluate(
@@ -20,7 +24,7 @@ def evaluate(
     data: ImageData,
     split: str = "test",
     *,
-    batch_size: int = _EVAL_BATCH,
+    batch_size: int = EVAL_BATCH,
     stage: str = "evaluate",
     progress: Progress | None = None,
 ) -> float:
@@ -42,7 +46,7 @@ def evaluate_topk(
     split: str = "test",
     *,
     topk: Sequence[int] = (1, 5),
-    batch_size: int = _EVAL_BATCH,
+    batch_size: int = EVAL_BATCH,
     stage: str = "evaluate",
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -73,28 +77,74 @@ def evaluate_topk(
     Raises
     ------
     ValueError
-        The split holds no images, or a k is below 1.
+        The split holds no images, a k is below 1, or the model does not score every class.
+    TypeError
+        The model gives something else than scores.
     """
-    from torchmetrics.classification import MulticlassAccuracy
-
     if not topk or min(topk) < 1:
         raise ValueError(f"topk must name numbers of at least 1, but is {tuple(topk)}")
     if not data.size(split):
         raise ValueError(f"split {split!r} of {data.name} holds no images")
-    device = device_of(model)
-    batches = data.batches(split, batch_size, device=device)
-    kept = [k for k in topk if k == 1 or k < len(data.classes)]
+    batches = data.batches(split, batch_size, device=device_of(model))
+    with (progress or silent()).stage(stage, len(batches)) as step:
+        return accuracy_on(model, batches, len(data.classes), topk, step)
+
+
+@torch.no_grad()
+def accuracy_on(
+    model: nn.Module, batches: Batches, n_classes: int, topk: Sequence[int] = (1,), step: Step | None = None
+) -> dict[str, float]:
+    """Measure on batches that are there, for whoever measures often: their worker processes then stay.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the device of the batches; used in evaluation mode, and left as it was.
+    batches : Batches
+        At least one; one pass is made.
+    n_classes : int
+        Of the labels.
+    topk : sequence of int, default (1,)
+        See :func:`evaluate_topk`.
+    step : callable, optional
+        Called after every batch.
+
+    Returns
+    -------
+    dict of str to float
+        Percent, see :func:`evaluate_topk`.
+    """
+    from torchmetrics.classification import MulticlassAccuracy
+
+    kept = [k for k in topk if k == 1 or k < n_classes]
     accuracy: dict[str, MulticlassAccuracy] = {}
-    with in_mode(model, training=False), (progress or silent()).stage(stage, len(batches)) as step:
+    n_images = 0
+    with in_mode(model, training=False):
         for images, labels in batches:
             scores = model(images)
+            check_scores(scores, n_classes)
+            n_images += len(labels)
             if not accuracy:  # here the number of scores is known, which may be above that of the classes
                 n = scores.shape[1]
                 for k in kept:
                     metric = MulticlassAccuracy(n, top_k=k, average="micro", validate_args=False)
-                    accuracy[f"top{k}"] = metric.to(device)
+                    accuracy[f"top{k}"] = metric.to(scores.device)
             for metric in accuracy.values():
                 metric.update(scores, labels)
-            step()
-    n_images = data.size(split)  # torchmetrics divides in float32: 99.2 % would be 99.19999838 %
-    return {name: 100 * round(float(metric.compute()) * n_images) / n_images for name, metric in accuracy.items()}
+            if step is not None:
+                step()
+    return {name: percent(metric, n_images) for name, metric in accuracy.items()}
+
+
+def percent(accuracy: MulticlassAccuracy, n_images: int) -> float:
+    """Return a share of images in percent; torchmetrics divides in float32, where 99.2 % is 99.19999838 %."""
+    return 100 * round(float(accuracy.compute()) * n_images) / n_images
+
+
+def check_scores(scores: object, n_classes: int) -> None:
+    """Raise an error unless a network gave scores [b, n] of at least ``n_classes`` classes."""
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+        given = f"a tensor {list(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+        raise TypeError(f"model must give scores [b, n_classes], in training mode as well, but gives {given}")
+    if scores.shape[1] < n_classes:
+        raise ValueError(f"model gives {scores.shape[1]} scores for an image, but there are {n_classes} classes")

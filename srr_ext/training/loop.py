@@ -18,7 +18,7 @@ from srr_ext.progress import Progress, Step, silent
 from srr_ext.training.averaging import averaged_model, take_average
 from srr_ext.training.config import TrainConfig
 from srr_ext.training.devices import Device, UsedPrecision, autocast, make_accelerator, make_scaler, resolve_precision
-from srr_ext.training.evaluation import evaluate
+from srr_ext.training.evaluation import EVAL_BATCH, accuracy_on, check_scores, percent
 from srr_ext.training.lending import in_mode, lent_to, seeded
 from srr_ext.training.losses import training_loss
 from srr_ext.training.schedules import learning_rate_factor, make_optimizer
@@ -77,9 +77,12 @@ def train(
     ------
     ValueError
         A GPU was asked for where there is none, the device does not have the precision, there are no training images,
-        ``distill`` without a teacher of the same classes, or ``compile`` without a compiler.
+        ``distill`` without a teacher of the same classes, ``compile`` without a compiler, a model without parameters
+        to train, or one that does not score every class.
+    TypeError
+        The model gives something else than scores, in training mode say.
     FloatingPointError
-        The loss is no longer finite.
+        The loss or the weights are no longer finite.
     """
     _check_teacher(config, model, teacher)
     accelerator = make_accelerator(device)
@@ -88,7 +91,10 @@ def train(
         _check_compiler(accelerator.device)
     if not data.size("train"):
         raise ValueError(f"data: {data.name} holds no training images")
+    if config.epochs and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model has no parameter that requires a gradient; unfreeze some, or set epochs to 0")
     batches = data.batches("train", config.batch_size, train=True, seed=seed, device=accelerator.device)
+    held_out = data.batches("validation", EVAL_BATCH, device=accelerator.device)
     history: list[dict[str, Any]] = []
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
@@ -97,14 +103,18 @@ def train(
         if config.distill and teacher is not None:
             stack.enter_context(in_mode(teacher, training=False))
             stack.enter_context(lent_to(accelerator.device, teacher))
-        loop = _Loop(model, config, accelerator, precision, config.epochs * len(batches), teacher)
+        loop = _Loop(model, config, accelerator, precision, config.epochs * len(batches), teacher, len(data.classes))
         stack.callback(loop.close)
         step = stack.enter_context((progress or silent()).stage(stage, loop.steps))
         for epoch in range(1, config.epochs + 1):
             loss, top1 = loop.epoch(batches, step)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"{stage}: the loss is {loss} in epoch {epoch}; use a smaller learning rate")
-            validation = evaluate(loop.result, data, "validation") if data.size("validation") else None
+            if not loop.is_finite():  # the last step counts, too, of which no loss tells
+                raise FloatingPointError(
+                    f"{stage}: weights are not finite after epoch {epoch}; use a smaller learning rate"
+                )
+            validation = accuracy_on(loop.result, held_out, len(data.classes))["top1"] if len(held_out) else None
             record = {"stage": stage, "epoch": epoch, "lr": loop.lr, "loss": loss}
             record |= {"train_top1": top1, "validation_top1": validation}
             history.append(record)
@@ -140,7 +150,9 @@ class _Loop:
         precision: UsedPrecision,
         steps: int,
         teacher: nn.Module | None,
+        n_classes: int,
     ) -> None:
+        self.n_classes = n_classes
         self.model, self.config, self.accelerator, self.steps, self.done = model, config, accelerator, steps, 0
         self.teacher = teacher if config.distill else None
         self.autocast = autocast(precision, accelerator.device)
@@ -180,7 +192,11 @@ class _Loop:
         sizes = per_step.new_tensor([len(labels) for labels in wanted])
         accuracy = MulticlassAccuracy(n_classes, average="micro", validate_args=False).to(per_step.device)
         accuracy.update(torch.cat(predicted), torch.cat(wanted))
-        return float(per_step @ sizes / sizes.sum()), 100 * float(accuracy.compute())
+        return float(per_step @ sizes / sizes.sum()), percent(accuracy, int(sizes.sum()))
+
+    def is_finite(self) -> bool:
+        """Whether all weights are."""
+        return bool(torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all())
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step; return the loss and the scores, without gradients."""
@@ -190,6 +206,7 @@ class _Loop:
             group["lr"] = self.lr
         with self.autocast:
             scores = self.network(images)
+        check_scores(scores, self.n_classes)
         loss = training_loss(self.config, scores, labels, self._taught(images))
         self.optimizer.zero_grad()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()

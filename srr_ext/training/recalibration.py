@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 from collections.abc import Iterable
@@ -46,7 +47,11 @@ def recalibrate_batch_norm(
     Raises
     ------
     ValueError
-        There is no batch, so nothing to measure; the statistics are then as they were.
+        There is no batch, so nothing to measure.
+
+    Notes
+    -----
+    Whatever error ends it, the statistics are then as they were.
     """
     if n_batches < 1:
         raise ValueError(f"n_batches must be at least 1, but is {n_batches}")
@@ -63,6 +68,7 @@ def recalibrate_batch_norm(
     if first is None:
         raise ValueError("batches is empty; pass at least one batch of training images")
     momenta = [norm.momentum for norm in norms]
+    measured = [copy.deepcopy(dict(norm.named_buffers())) for norm in norms]
     device = device_of(model)
     with (
         in_mode(model, training=False),
@@ -76,6 +82,11 @@ def recalibrate_batch_norm(
             for images, _ in itertools.chain([first], counted):
                 model(images.to(device))
                 step()
+        except BaseException:
+            for norm, buffers in zip(norms, measured, strict=True):
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
