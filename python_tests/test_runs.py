@@ -88,7 +88,7 @@ def test_rounds_end_at_the_target_with_one_plan(weights: str) -> None:
 def test_a_plan_that_is_there_is_cut_as_it_stands(weights: str) -> None:
     """The same widths, whatever allocator the flags name, and another training on top."""
     assert main(["prune", "--weights", weights, *BRIEF, "--allocator", "widest", "--output", "first"]) == 0
-    flags = ["--plan", "first/plan.json", "--fine-tune.distill", "0.5", "--fine-tune.ema", "0.9"]
+    flags = ["--plan", "first/plan.json", "--keep-macs", "0.5", "--fine-tune.distill", "0.5", "--fine-tune.ema", "0.9"]
     assert main(["prune", "--weights", weights, *BRIEF, *flags, "--output", "second"]) == 0
     first, second = read("first/report.json"), read("second/report.json")
     assert first["macs"] == second["macs"] and second["allocator"] == "widest" and second["target"] == {"macs": 0.5}

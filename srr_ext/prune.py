@@ -117,7 +117,7 @@ def decide(
     """Plan which channels go in this round, or read the plan that was given."""
     if config.plan is not None:
         with blame("--plan"):
-            return PruningPlan.load(config.plan)
+            return steps.given_plan(config, config.plan)
     option, keep = next(iter(config.target.items()))
     with blame(flag_of(option), PruneConfig), round_named(number, config.rounds):
         whole = Target(option.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the names are its quantities

@@ -98,7 +98,7 @@ def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
     """
     if isinstance(config, PruneConfig) and config.plan is not None:
         with blame("--plan"):
-            apply_plan(model, PruningPlan.load(config.plan), images.example())
+            apply_plan(model, given_plan(config, config.plan), images.example())
         return
     if isinstance(config, AnalyzeConfig) and config.gamma != "auto":
         return  # nothing has to be reached
@@ -107,6 +107,18 @@ def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
         options |= {"floor": config.floor, "round_to": config.round_to}
     with blame(flag_of(next(iter(config.target))), type(config)):
         make_plan(model, images.example(), allocator="uniform", selector="random", **options, **config.target)
+
+
+def given_plan(config: PruneConfig, path: Path) -> PruningPlan:
+    """Read the plan that is to be cut by; raise a ValueError if it does not reach the target that was given with it."""
+    plan = PruningPlan.load(path)
+    for option, keep in config.targets.items():
+        quantity = option.removeprefix("keep_")
+        cost = plan.cost.get(quantity, {"dense": 1, "pruned": 1})
+        if cost["pruned"] > Target(quantity, keep).limit(cost["dense"]):  # type: ignore[arg-type]  # see _check_target
+            share = cost["pruned"] / cost["dense"]
+            raise ValueError(f"{path} keeps {share:.4f} of the {quantity}, more than the {keep} of {flag_of(option)}")
+    return plan
 
 
 def train_blaming(
@@ -191,6 +203,5 @@ def _check_target(config: Planning) -> None:
     for name, keep in config.target.items():
         with blame(flag_of(name)):
             Target(name.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the three names are its quantities
-    if isinstance(config, PruneConfig) and config.plan is not None and (given or config.rounds > 1):
-        flag = flag_of(given[0]) if given else "--rounds"
-        raise UsageError("--plan", f"goes without {flag}: what the plan says is what is cut")
+    if isinstance(config, PruneConfig) and config.plan is not None and config.rounds > 1:
+        raise UsageError("--plan", "goes without --rounds: the plan is cut at once")
