@@ -16,7 +16,7 @@ from srr_ext.plan import PruningPlan
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGES = sorted(RESULTS.glob("*.md"))
-METHOD = {"allocator", "selector", "gamma"}
+METHOD = {"allocator", "selector", "gamma", "plan"}
 
 
 def tabulate() -> ModuleType:
