@@ -1,5 +1,7 @@
 # make prune   train, prune and fine-tune the embedded example        make test   all tests
 # make install the environment alone       make lint   style and types       make bench  benchmarks       make docs  site/
+# make sanitize  the C++ tests under ThreadSanitizer, then AddressSanitizer and UBSan
+# make gpu-check  on a machine with a GPU: build, tests, compute-sanitizer and benchmarks, within ten minutes
 #
 # Each target does all set-up it needs, and only once: the environment again when requirements.lock changes, the native
 # library again when its sources do. SRR_BUILD=cpu|cuda|none chooses what is built (default auto), PYTHON the interpreter.
@@ -13,10 +15,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked
 BUILT := $(VENV)/.built-$(SRR_BUILD)
-NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cu)
+NATIVE := $(filter-out csrc/tests/%,$(CXX_FILES))
+CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+# A machine for gpu-check may have torch and nvcc, but no network to make an environment from.
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install prune test pytest ctest lint bench docs clean
+.PHONY: install prune test pytest ctest sanitize lint bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -42,11 +47,18 @@ test: ctest pytest
 pytest: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-# The C++ core alone: needs a compiler, but no torch.
+# The C++ core alone, and the CUDA kernels on threads of the CPU: needs a compiler, but no torch.
 ctest: $(LOCKED)
-	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release
+	$(CMAKE) -S . -B build/core -DCMAKE_BUILD_TYPE=Release
 	$(BIN)/cmake --build build/core
 	$(BIN)/ctest --test-dir build/core --output-on-failure
+
+sanitize: $(LOCKED)
+	for kind in thread address; do \
+		$(CMAKE) -S . -B build/$$kind -DCMAKE_BUILD_TYPE=Release -DSRR_SANITIZE=$$kind && \
+		$(BIN)/cmake --build build/$$kind && \
+		$(BIN)/ctest --test-dir build/$$kind --output-on-failure --parallel 2 || exit 1; \
+	done
 
 lint: $(LOCKED)
 	$(BIN)/ruff check .
@@ -56,6 +68,10 @@ lint: $(LOCKED)
 
 bench: $(BUILT)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# WHEELS=folder: wheels of the Python packages that the machine lacks, used for this run alone.
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 docs: $(LOCKED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,46 +1,50 @@
-"""components: native, by torch's own operations, and by the reference.
+"""components: ours, the obvious PyTorch, SciPy and the reference.
 
 python -m pytest benchmarks/bench_components.py --benchmark-only
 """
 
 from __future__ import annotations
 
+import functools
+
+import floors
 import layers
+import peers
 import pytest
 import torch
+from race import Race
 
 from srr_ext import ops, reference
-from srr_ext.ops import FilterGraphs
+
+MOST = 2048  # filters of a layer that the reference is given, and a quarter of those that SciPy is
 
 
-def torch_components(graphs: FilterGraphs) -> list[int]:
-    """Compute them the obvious way: every vertex takes the lowest label around it until nothing changes."""
-    counts = []
-    for i, n in enumerate(graphs.n_filters):
-        adjacency = graphs.to_dense(i) | torch.eye(n, dtype=torch.bool)
-        label = torch.arange(n)
-        while True:
-            lower = torch.where(adjacency, label, n).amin(1)
-            if torch.equal(lower, label):
-                break
-            label = lower
-        counts.append(len(label.unique()))
-    return counts
-
-
+@pytest.mark.parametrize("path", ["ours", "ours_cpu", "pytorch", "scipy", "reference"])
 @pytest.mark.parametrize("network", layers.NETWORKS)
-def bench_components_native(benchmark, network, graphs_of):
-    assert ops.components(graphs_of[network]).tolist() == torch_components(graphs_of[network])
-    benchmark(ops.components, graphs_of[network])
-
-
-@pytest.mark.parametrize("network", layers.NETWORKS)
-def bench_components_torch(benchmark, network, graphs_of):
-    assert torch_components(graphs_of[network]) == ops.components(graphs_of[network]).tolist()
-    benchmark.pedantic(torch_components, (graphs_of[network],), rounds=3)
-
-
-@pytest.mark.parametrize("network", layers.NETWORKS)
-def bench_components_reference(benchmark, network, graphs_of):
-    assert torch.equal(ops.components(graphs_of[network]), reference.components(graphs_of[network]))
-    benchmark.pedantic(reference.components, (graphs_of[network],), rounds=1)
+def bench_components(network: str, path: str, race: Race, device: torch.device) -> None:
+    graphs = layers.graphs(network, device=device.type)
+    ours = functools.partial(ops.components, graphs)
+    race.enter("components", network, floors.of_rows(graphs), layers.sizes(layers.weights(network)))
+    if path == "ours":
+        assert ours().tolist() == peers.pytorch_components(layers.dense(graphs))
+        race.run(ours)
+    elif path == "ours_cpu":
+        on_cpu = layers.graphs(network)
+        assert torch.equal(ops.components(on_cpu), ours().cpu())
+        race.run(functools.partial(ops.components, on_cpu), ours)
+    elif path == "pytorch":
+        dense = layers.dense(graphs)
+        peer = functools.partial(peers.pytorch_components, dense)
+        assert race.answer(peer) == ours().tolist()
+        race.run(peer, ours)
+    elif path == "scipy":
+        most = 4 * MOST
+        part = layers.graphs(network, most=most)
+        peer = functools.partial(peers.scipy_components, layers.arrays(part))
+        assert race.answer(peer) == ops.components(part).tolist()
+        race.run(peer, ours, layers.extrapolation(network, most, power=2))
+    else:
+        part = layers.graphs(network, most=MOST)
+        slow = functools.partial(reference.components, part)
+        assert torch.equal(race.answer(slow), ops.components(part))
+        race.run(slow, ours, layers.extrapolation(network, MOST, power=2))

@@ -1,50 +1,53 @@
-"""covering: native, by torch's own operations, and by the reference.
+"""covering: ours, the obvious PyTorch, NetworkX (radius 1 alone) and the reference.
 
 python -m pytest benchmarks/bench_covering.py --benchmark-only
 """
 
 from __future__ import annotations
 
+import functools
+
+import floors
 import layers
+import peers
 import pytest
 import torch
+from race import Race
 
 from srr_ext import ops, reference
-from srr_ext.ops import FilterGraphs
+
+MOST = {"reference": 2048, "networkx": 2048, "pytorch": 8192}  # filters of a layer that a slow path is given
+BOTH = ("ours", "ours_cpu", "pytorch", "reference")
+PATHS = [*((1, path) for path in (*BOTH, "networkx")), *((2, path) for path in BOTH)]  # a dominating set has radius 1
 
 
-def torch_covering(graphs: FilterGraphs, radius: int) -> list[int]:
-    """Compute it the obvious way: dense balls, vertices in a stable order by degree, one row operation per centre."""
-    counts = []
-    for i, n in enumerate(graphs.n_filters):
-        adjacency = graphs.to_dense(i)
-        ball = (adjacency | torch.eye(n, dtype=torch.bool)).float()
-        ball = (torch.linalg.matrix_power(ball, radius) > 0) if n else ball.bool()
-        covered, centres = torch.zeros(n, dtype=torch.bool), 0
-        for v in adjacency.sum(1).argsort(descending=True, stable=True).tolist():
-            if not covered[v]:
-                centres += 1
-                covered |= ball[v]
-        counts.append(centres)
-    return counts
-
-
-@pytest.mark.parametrize("radius", [1, 2])
+@pytest.mark.parametrize(("radius", "path"), PATHS)
 @pytest.mark.parametrize("network", layers.NETWORKS)
-def bench_covering_native(benchmark, network, radius, graphs_of):
-    assert ops.covering(graphs_of[network], radius).tolist() == torch_covering(graphs_of[network], radius)
-    benchmark(ops.covering, graphs_of[network], radius)
-
-
-@pytest.mark.parametrize("radius", [1, 2])
-@pytest.mark.parametrize("network", layers.NETWORKS)
-def bench_covering_torch(benchmark, network, radius, graphs_of):
-    assert torch_covering(graphs_of[network], radius) == ops.covering(graphs_of[network], radius).tolist()
-    benchmark.pedantic(torch_covering, (graphs_of[network], radius), rounds=3)
-
-
-@pytest.mark.parametrize("radius", [1, 2])
-@pytest.mark.parametrize("network", layers.NETWORKS)
-def bench_covering_reference(benchmark, network, radius, graphs_of):
-    assert torch.equal(ops.covering(graphs_of[network], radius), reference.covering(graphs_of[network], radius))
-    benchmark.pedantic(reference.covering, (graphs_of[network], radius), rounds=1)
+def bench_covering(network: str, radius: int, path: str, race: Race, device: torch.device) -> None:
+    graphs = layers.graphs(network, device=device.type)
+    most = MOST.get(path, MOST["pytorch"]) // (4 if race.quick and path == "reference" else 1)
+    part = layers.graphs(network, device=device.type, most=most)
+    ours = functools.partial(ops.covering, graphs, radius)
+    race.enter(f"covering, radius {radius}", network, floors.of_rows(graphs), layers.sizes(layers.weights(network)))
+    if path == "ours":
+        assert ops.covering(part, radius).tolist() == peers.pytorch_covering(layers.dense(part), radius)
+        race.run(ours)
+    elif path == "ours_cpu":
+        on_cpu = layers.graphs(network)
+        assert torch.equal(ops.covering(on_cpu, radius), ours().cpu())
+        race.run(functools.partial(ops.covering, on_cpu, radius), ours)
+    elif path == "pytorch":
+        dense = layers.dense(part)
+        peer = functools.partial(peers.pytorch_covering, dense, radius)
+        assert race.answer(peer) == ops.covering(part, radius).tolist()
+        power = 2 if radius == 1 else 3  # which is a product of matrices
+        race.run(peer, ours, layers.extrapolation(network, most, power))
+    elif path == "networkx":
+        arrays = layers.arrays(part)
+        sets = functools.partial(peers.networkx_dominating_sets, arrays)
+        peers.assert_dominating(part, arrays, race.answer(sets))
+        race.run(sets, ours, layers.extrapolation(network, most, power=2))
+    else:
+        slow = functools.partial(reference.covering, part, radius)
+        assert torch.equal(race.answer(slow), ops.covering(part, radius).cpu())
+        race.run(slow, ours, layers.extrapolation(network, most, power=2))

@@ -45,11 +45,6 @@ def bare_seconds(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, s
     return time.perf_counter() - start
 
 
-@pytest.fixture(autouse=True)
-def sizes() -> None:
-    """Not those of layers, which the other benchmarks record."""
-
-
 @pytest.mark.parametrize(
     ("network", "pictures", "rounds"), [("digits_cnn", "digits", 15), ("resnet20", "noise", 2)], ids=["digits", "noise"]
 )

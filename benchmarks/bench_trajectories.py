@@ -1,66 +1,71 @@
-"""trajectories: native, by the other ops after every removal, and by the reference.
-
-Those two are cubic in Python calls: of ResNet-50 they get the layers of up to 256 filters, and so does the native op
-once more, so that the same work is compared.
+"""trajectories: ours, the other ops after every removal, and the reference; and the memory that ours takes.
 
 python -m pytest benchmarks/bench_trajectories.py --benchmark-only
 """
 
 from __future__ import annotations
 
+import functools
+
+import floors
 import layers
+import peers
 import pytest
 import torch
+from race import Part, Race
 from torch import Tensor
 
 from srr_ext import ops, reference
 from srr_ext.ops import FilterGraphs
 
-
-def orders_of(graphs: FilterGraphs) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randperm(n, generator=generator) for n in graphs.n_filters]
+IN_SECONDS = 64  # filters of a layer that the peers take all of; of wider layers, so many first filters and entries:
+PARTS = {"every_removal": (2048, 4), "reference": (512, 4)}
 
 
-def redundancy_left(dense: Tensor, order: Tensor, k: int) -> float:
-    """Compute entry k the obvious way on top of the other ops: those of the graph that is left."""
-    left = order[k:].sort().values
-    graph = FilterGraphs.from_dense([dense[left][:, left]])
-    cover = (int(ops.covering(graph, 1)) + int(ops.covering(graph, 2))) / 2
-    return len(left) / (0.35 * int(ops.components(graph)) + 0.65 * cover)
-
-
-def step_by_step(graphs: FilterGraphs, orders: list[Tensor]) -> list[list[float]]:
-    dense = [graphs.to_dense(i) for i in range(len(graphs))]
-    return [[redundancy_left(d, order, k) for k in range(len(order))] for d, order in zip(dense, orders, strict=True)]
-
-
-def assert_right_along_the_way(graphs: FilterGraphs, orders: list[Tensor]) -> None:
+def assert_right_along_the_way(graphs: FilterGraphs, orders: list[Tensor], trajectories: list[Tensor]) -> None:
     """Check entries from the beginning to the end of every layer's trajectory."""
-    for i, (order, values) in enumerate(zip(orders, ops.trajectories(graphs, orders), strict=True)):
+    for i, (order, values) in enumerate(zip(orders, trajectories, strict=True)):
         dense, n = graphs.to_dense(i), len(order)
         assert values.shape == (n,)
         for k in {0, 1, n // 4, n // 2, 3 * n // 4, n - 1}:
-            assert float(values[k]) == redundancy_left(dense, order, k)
+            assert float(values[k]) == peers.redundancy_left(dense, order, k)
 
 
-@pytest.mark.parametrize("network", layers.SHAPES)
-def bench_trajectories_native(benchmark, network, graphs_of):
-    graphs, orders = graphs_of[network], orders_of(graphs_of[network])
-    assert_right_along_the_way(graphs, orders)
-    benchmark(ops.trajectories, graphs, orders)
+def removals(n_filters: tuple[int, ...], limits: list[int]) -> int:
+    """Work of trajectories: entry k looks at the pairs of the n - k vertices that are left."""
+    return sum((n - k) ** 2 for n, limit in zip(n_filters, limits, strict=True) for k in range(limit))
 
 
-@pytest.mark.parametrize("network", layers.IN_PYTHON)
-def bench_trajectories_step_by_step(benchmark, network, graphs_of):
-    graphs, orders = graphs_of[network], orders_of(graphs_of[network])
-    assert [values.tolist() for values in ops.trajectories(graphs, orders)] == step_by_step(graphs, orders)
-    benchmark.pedantic(step_by_step, (graphs, orders), rounds=1)
+@pytest.mark.parametrize("path", ["ours", "ours_cpu", "every_removal", "reference"])
+@pytest.mark.parametrize("network", layers.NETWORKS)
+def bench_trajectories(network: str, path: str, race: Race, device: torch.device) -> None:
+    graphs = layers.graphs(network, device=device.type)
+    orders = [order.to(device) for order in layers.orders(graphs.n_filters)]
+    ours = functools.partial(ops.trajectories, graphs, orders)
+    race.enter("trajectories", network, floors.of_rows(graphs), layers.sizes(layers.weights(network)))
+    on_cpu, orders_on_cpu = layers.graphs(network), [order.cpu() for order in orders]
+    if path == "ours":
+        assert_right_along_the_way(on_cpu, orders_on_cpu, ours())
+        race.run(ours)
+    elif path == "ours_cpu":
+        for a, b in zip(ops.trajectories(on_cpu, orders_on_cpu), ours(), strict=True):
+            assert torch.equal(a, b.cpu())
+        race.run(functools.partial(ops.trajectories, on_cpu, orders_on_cpu), ours)
+    else:
+        whole = max(graphs.n_filters) <= IN_SECONDS
+        most, entries = (IN_SECONDS, IN_SECONDS) if whole else PARTS[path]
+        most //= 2 if race.quick and not whole else 1
+        part = layers.graphs(network, most=most)
+        going = layers.orders(part.n_filters)
+        limits = [min(entries, n) for n in part.n_filters]
 
+        def peer() -> list[Tensor]:
+            if path == "reference":
+                return reference.trajectories(part, going, limits=limits)
+            return peers.every_removal(part, going, limits)
 
-@pytest.mark.parametrize("network", layers.IN_PYTHON)
-def bench_trajectories_reference(benchmark, network, graphs_of):
-    graphs, orders = graphs_of[network], orders_of(graphs_of[network])
-    pairs = zip(ops.trajectories(graphs, orders), reference.trajectories(graphs, orders), strict=True)
-    assert all(torch.equal(native, exact) for native, exact in pairs)
-    benchmark.pedantic(reference.trajectories, (graphs, orders), rounds=1)
+        for a, b in zip(ops.trajectories(part, going, limits=limits), race.answer(peer), strict=True):
+            assert torch.equal(a, b)
+        factor = removals(graphs.n_filters, list(graphs.n_filters)) / removals(part.n_filters, limits)
+        rule = f"from the first {entries} entries for the first {most} filters of each layer, by the pairs left"
+        race.run(peer, ours, None if whole else Part(factor, rule))

@@ -12,9 +12,10 @@
 #include "cpu/cosine_tile.h"
 
 // A layer's graph is [n, ceil(n / 64)] words; `words` holds all layers, one after the other. The sizes alone say where
-// each begins.
+// each begins. filter_graphs takes a gamma per layer, for one level or several, level by level, and returns the words
+// level after level; kinds are FilterKind of core/threshold.h.
 STABLE_TORCH_LIBRARY(srr_ext, m) {
-  m.def("filter_graphs(Tensor[] weights, float gamma) -> (Tensor words, Tensor kinds)");
+  m.def("filter_graphs(Tensor[] weights, float[] gammas) -> (Tensor words, Tensor kinds)");
   m.def("components(Tensor words, int[] n_filters) -> Tensor");
   m.def("covering(Tensor words, int[] n_filters, int radius) -> Tensor");
   m.def(

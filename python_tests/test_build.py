@@ -1,10 +1,9 @@
-"""The build: what it says of itself, how the ops are registered, and the C++ core under nvcc."""
+"""The build: what it says of itself, how the ops are registered, and what is built where."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,8 +30,9 @@ def op_examples() -> dict[str, list[tuple]]:
     parameter = torch.nn.Parameter(torch.randn(5, 2, 3, 3))
     return {
         "filter_graphs": [
-            ([torch.randn(70, 9), torch.randn(3, 2, 2).double(), torch.randn(0, 4)], 0.3),
-            ([parameter], 0.1),
+            ([torch.randn(70, 9), torch.randn(3, 2, 2).double(), torch.randn(0, 4)], [0.3] * 3),
+            ([torch.randn(70, 9), torch.randn(3, 2)], [0.3, 0.2, 0.1, 0.0]),  # two levels
+            ([parameter], [0.1]),
         ],
         "components": [(words, n_filters), (words[:0], [])],
         "covering": [(words, n_filters, 1), (words, n_filters, 2)],
@@ -41,7 +41,7 @@ def op_examples() -> dict[str, list[tuple]]:
 
 
 def test_every_op_has_examples():
-    assert set(op_examples()) == {name for name in srr_ext.ops.__all__ if name != "FilterGraphs"}
+    assert set(op_examples()) == set(srr_ext.ops.__all__) - {"FilterGraphs", "filter_graph_levels"}
 
 
 @pytest.mark.skipif(not _native.AVAILABLE, reason="built with SRR_BUILD=none: no ops are registered")
@@ -53,7 +53,7 @@ def test_opcheck(op):
 
 @pytest.mark.skipif(not _native.AVAILABLE, reason="built with SRR_BUILD=none: no ops are registered")
 def test_ops_pretend_no_gradient():
-    words, kinds = torch.ops.srr_ext.filter_graphs([torch.nn.Parameter(torch.randn(4, 3))], 0.5)
+    words, kinds = torch.ops.srr_ext.filter_graphs([torch.nn.Parameter(torch.randn(4, 3))], [0.5])
     assert not words.requires_grad and not kinds.requires_grad
 
 
@@ -78,9 +78,11 @@ def test_ops_pretend_no_gradient():
             (torch.zeros(2, dtype=torch.int64), [2], torch.tensor([0, 1]), [3], 0.5, 0.5),
             "limits must lie in",
         ),
-        ("filter_graphs", ([torch.zeros(2, 2, dtype=torch.int32)], 0.1), "weights must be float16"),
-        ("filter_graphs", ([torch.zeros(2, 2)], float("nan")), "gamma must be finite"),
-        ("filter_graphs", ([torch.empty(2**35, 0)], 0.1), "weights must have at most 2147483647 filters each"),
+        ("filter_graphs", ([torch.zeros(2, 2, dtype=torch.int32)], [0.1]), "weights must be float16"),
+        ("filter_graphs", ([torch.zeros(2, 2)], [float("nan")]), "gamma must be finite"),
+        ("filter_graphs", ([torch.zeros(2, 2)] * 2, [0.1] * 3), "gammas must have one entry per layer"),
+        ("filter_graphs", ([torch.zeros(2, 2)], []), "gammas must have one entry per layer"),
+        ("filter_graphs", ([torch.empty(2**35, 0)], [0.1]), "weights must have at most 2147483647 filters each"),
     ],
 )
 def test_ops_called_without_their_front_still_check(op, arguments, message):
@@ -105,7 +107,7 @@ def import_copy(folder: Path, config: dict[str, object] | None, code: str) -> su
     """Run code against a copy of the package's Python files that has no native library."""
     package = folder / "srr_ext"
     package.mkdir()
-    for name in ("ops", "reference", "bit_graphs", "_op_arguments", "_native"):
+    for name in ("ops", "reference", "bit_graphs", "_op_arguments", "_native", "transfers"):
         shutil.copy(PACKAGE / f"{name}.py", package)
     (package / "__init__.py").write_text("")
     if config is not None:
@@ -215,18 +217,3 @@ def run_setup(mode: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
     )
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_core_compiles_as_cuda(tmp_path):
-    standard = re.search(r"NVCC_FLAGS = .*(-std=[^\"]+)", (ROOT / "setup.py").read_text())
-    assert standard is not None
-    compile_only = ["nvcc", "-c", standard[1], "-arch=sm_80", "-Werror", "all-warnings", "-I", "csrc"]
-    done = subprocess.run(
-        [*compile_only, "csrc/tests/core_under_nvcc.cu", "-o", str(tmp_path / "core.o")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr

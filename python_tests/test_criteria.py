@@ -7,10 +7,11 @@ import importlib.metadata
 import numpy as np
 import pytest
 import torch
-from planning_nets import NETS, Net, chain, grouped, residual
+from planning_nets import NETS, Net, chain, grouped, member, residual
 from torch import Tensor
 
 import srr_ext.registry
+from srr_ext.channels.records import ChannelGroup
 from srr_ext.criteria import Selector, SelectorContext, available_selectors, get_selector, register_selector
 from srr_ext.filters import channel_weights
 
@@ -88,6 +89,24 @@ def test_context_adds_scores_of_all_channels_of_a_vertex() -> None:
     context = SelectorContext(net.model, net.inputs)
     scores = {"1": torch.arange(10.0)}
     assert context.vertex_sum(net.groups[1], scores).tolist() == [7, 9, 11, 13]  # (1, 6) (2, 7) (3, 8) (4, 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_scores_are_added_up_in_the_order_of_the_channels(dtype: torch.dtype) -> None:
+    """To the last bit, whatever the number of channels of a vertex."""
+    generator = np.random.default_rng(0)
+    vertices = {"a": generator.integers(-1, 12, 500), "b": generator.integers(0, 12, 40), "c": np.array([3, 5])}
+    vertices["a"][vertices["a"] == 7] = 2  # a vertex without a channel there
+    group = ChannelGroup("a", 12, tuple(member(name, "out", "producer", v) for name, v in vertices.items()))
+    scores = {name: torch.from_numpy(generator.normal(size=len(v))).to(dtype) for name, v in vertices.items()}
+    want = [0.0] * 12
+    for name, vertex in vertices.items():
+        for v, score in zip(vertex.tolist(), scores[name].tolist(), strict=True):
+            if v >= 0:
+                want[v] += score
+    context = SelectorContext(torch.nn.Identity(), None)
+    got = context.vertex_sum(group, scores)
+    assert got.dtype == torch.float64 and got.tolist() == want
 
 
 def test_selectors_leave_the_model_as_it_is() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from graph_cases import SIZES, gamma_of_cosine, graphs, median_gamma, random_graph
+from graph_cases import SIZES, gamma_of_cosine, median_gamma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,6 +205,93 @@ def test_layers_that_do_not_fit_the_scratch_together():
         assert torch.equal(together.to_dense(i), ops.filter_graphs([weights[i]], gamma).to_dense(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_levels_are_the_graphs_of_single_calls(dtype):
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(n, 5, 3, generator=generator).to(dtype) for n in (1, 130, 0, 64, 200)]
+    median = median_gamma(weights[1])
+    whole = [0.0, 1.1 * median, 0.9 * median, 100.0, median, median, 1e-3]
+    per_layer = [
+        [factor * median for factor in factors] for factors in ((0.9, 1.0, 1.0, 1.1, 0.8), (9.0, 1.05, 1, 0, 1))
+    ]
+    levels = [*whole, *per_layer]
+    for implementation in (ops, reference):
+        for gamma, got in zip(levels, implementation.filter_graph_levels(weights, levels), strict=True):
+            expected = reference.filter_graphs(weights, gamma)
+            assert torch.equal(got.words, expected.words) and torch.equal(got.kinds, expected.kinds)
+    for got in ops.filter_graph_levels(weights, per_layer):
+        assert 0 < got.edge_density()[1] < 1
+
+
+def test_each_layer_has_its_own_gamma():
+    weights = [torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (70, 40, 20)]
+    gammas = [0.2, 0.5, 0.3]
+    together = assert_same(weights, gammas)
+    for i, (weight, gamma) in enumerate(zip(weights, gammas, strict=True)):
+        assert torch.equal(together.to_dense(i), ops.filter_graphs([weight], gamma).to_dense(0))
+
+
+def test_levels_where_whole_tiles_are_joined_or_apart():
+    """Clusters of filters that fill tiles, alike within and opposite or perpendicular between; some are zero."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(3, 8)[[0, 1, 0, 2]] * torch.tensor([1.0, 1.0, -1.0, 1.0])[:, None]
+    weight = centres.repeat_interleave(64, 0) + 0.02 * torch.randn(256, 8, generator=generator)
+    weight[[5, 70, 255]] = 0
+    weight[6], weight[71] = weight[4], 2 * weight[4]  # as near as can be, within a tile and between two
+    gammas = [gamma_of_cosine(cosine, 8) for cosine in (1, 0.9999, 0.99, 0.9, 0.5, 0.0, -0.5, -0.99, -1.01)]
+    densities = []
+    for gamma, got in zip(gammas, ops.filter_graph_levels([weight], gammas), strict=True):
+        assert torch.equal(got.words, reference.filter_graphs([weight], gamma).words)
+        densities.append(got.edge_density().item())
+    assert densities == sorted(densities) and densities[0] > 0 and len(set(densities)) >= 6
+    assert got.degrees().tolist() == [0 if v in (5, 70, 255) else 252 for v in range(256)]
+
+
+def test_levels_at_the_farthest_and_the_nearest_pair_of_a_tile():
+    """The range of a tile's cosines settles nothing where its end is too close to the threshold."""
+    weight = 1 + 0.1 * torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
+    units = torch.nn.functional.normalize(weight.double(), dim=1)
+    between = torch.cdist(units[:64], units[64:], compute_mode="donot_use_mm_for_euclid_dist") / 2
+    ends = [between.min().item(), between.max().item()]
+    gammas = [gamma * factor for gamma in ends for factor in (1 - 1e-12, 1 + 1e-12)]
+    counts = []
+    for gamma, got in zip(gammas, ops.filter_graph_levels([weight], gammas), strict=True):
+        assert torch.equal(got.words, reference.filter_graphs([weight], gamma).words)
+        counts.append(int(got.to_dense(0)[:64, 64:].sum()))
+    assert counts == [0, 1, 64 * 64 - 1, 64 * 64]
+
+
+def test_levels_with_pairs_at_every_threshold():
+    """The thresholds are distances of pairs, where single precision cannot tell on which side a pair is."""
+    weight = torch.randn(90, 7, generator=torch.Generator().manual_seed(5))
+    units = torch.nn.functional.normalize(weight.double(), dim=1)
+    distances = (torch.pdist(units) / math.sqrt(7)).sort().values[::400].tolist()
+    gammas = [gamma * factor for gamma in distances for factor in (1 - 1e-15, 1, 1 + 1e-15)]
+    for gamma, got in zip(gammas, ops.filter_graph_levels([weight], gammas), strict=True):
+        assert torch.equal(got.words, reference.filter_graphs([weight], gamma).words)
+
+
+@pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
+def test_no_levels_and_levels_of_nothing(implementation):
+    assert implementation.filter_graph_levels([torch.randn(3, 3)], []) == []
+    assert [len(graphs) for graphs in implementation.filter_graph_levels([], [0.1, 0.2])] == [0, 0]
+    assert [graphs.n_filters for graphs in implementation.filter_graph_levels([torch.randn(0, 3)], [0.1] * 2)] == [
+        (0,),
+        (0,),
+    ]
+
+
+@pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
+def test_the_check_for_finite_weights_may_wait(implementation):
+    weights = [torch.randn(3, 4), torch.randn(70, 13)]
+    weights[1][[2, 65], 11] = math.nan
+    weights[1][4] = 0
+    graphs = implementation.filter_graphs(weights, 10.0, check_finite=False)
+    assert graphs.kinds.tolist() == [0] * 3 + [{2: 2, 4: 1, 65: 2}.get(v, 0) for v in range(70)]
+    assert graphs.zero_filters == ((), (4,))
+    assert graphs.degrees().tolist() == [2] * 3 + [0 if v in (2, 4, 65) else 66 for v in range(70)]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -228,6 +315,9 @@ def test_weights_that_are_not_finite_are_named(implementation, bad, dtype):
         ([torch.randn(2, 2)], math.nan, ValueError, "gamma must be finite"),
         ([torch.randn(2, 2)], math.inf, ValueError, "gamma must be finite"),
         ([torch.randn(2, 2)], "auto", TypeError, "gamma must be a number, got str"),
+        ([torch.randn(2, 2)], [0.1, 0.2], ValueError, r"gamma must be one number or one per layer \(1\), got 2"),
+        ([torch.randn(2, 2)] * 2, [0.1, -1.0], ValueError, r"gamma\[1\] must be finite and at least 0, got -1.0"),
+        ([torch.randn(2, 2)] * 2, [0.1, "1"], TypeError, r"gamma\[1\] must be a number, got str"),
     ],
 )
 def test_arguments_are_checked(implementation, weights, gamma, error, message):
@@ -244,53 +334,3 @@ def test_gamma_may_be_any_number():
 
 def test_an_enormous_threshold_joins_all():
     assert ops.filter_graphs([torch.randn(65, 3)], 1e200).edge_density().tolist() == [1.0]
-
-
-@pytest.mark.parametrize("n", [0, *SIZES])
-def test_dense_and_packed_are_the_same_graph(n):
-    dense = [random_graph(n, density, n) for density in (0.0, 0.3, 1.0)]
-    packed = FilterGraphs.from_dense(dense)
-    assert packed.n_filters == (n, n, n)
-    for i, matrix in enumerate(dense):
-        assert torch.equal(packed.to_dense(i), matrix)
-        assert torch.equal(packed.to_dense(i - 3), matrix)
-    expected = [float(m.sum()) / max(n * (n - 1), 1) for m in dense]
-    assert packed.edge_density().tolist() == pytest.approx(expected, abs=0)
-    tail = packed.words.view(3, n, -1)[..., -1] if n else packed.words
-    assert n % 64 == 0 or not (tail >> (n % 64) & ~(-1 << (64 - n % 64))).any()
-
-
-@settings(max_examples=20, deadline=None)
-@given(graphs())
-def test_packing_round_trips(packed):
-    again = FilterGraphs.from_dense([packed.to_dense(i) for i in range(len(packed))])
-    assert torch.equal(again.words, packed.words) and again.n_filters == packed.n_filters
-
-
-def test_a_diagonal_is_ignored():
-    assert not FilterGraphs.from_dense([torch.eye(70, dtype=torch.bool)]).words.any()
-
-
-@pytest.mark.parametrize(
-    ("matrix", "error", "message"),
-    [
-        (torch.ones(2, 2), TypeError, r"matrices\[0\] must be a tensor of bool, got torch.float32"),
-        ([[True]], TypeError, r"matrices\[0\] must be a tensor of bool, got list"),
-        (torch.ones(2, 3, dtype=torch.bool), ValueError, r"matrices\[0\] must have shape \[n, n\]"),
-        (torch.ones(2, 2, dtype=torch.bool).triu(), ValueError, r"matrices\[0\] must be symmetric"),
-    ],
-)
-def test_dense_matrices_are_checked(matrix, error, message):
-    with pytest.raises(error, match=message):
-        FilterGraphs.from_dense([matrix])
-
-
-def test_sizes_of_packed_graphs_are_checked():
-    with pytest.raises(ValueError, match="words must have 65"):
-        FilterGraphs(torch.zeros(3, dtype=torch.int64), (1, 32, 32))
-    with pytest.raises(ValueError, match="words must be a flat int64 tensor"):
-        FilterGraphs(torch.zeros(3), (3,))
-    with pytest.raises(ValueError, match="zero_filters must have one entry per layer"):
-        FilterGraphs(torch.zeros(3, dtype=torch.int64), (3,), ((), ()))
-    with pytest.raises(IndexError, match=r"layer must lie in 0 .. 0, got 1"):
-        FilterGraphs(torch.zeros(3, dtype=torch.int64), (3,)).to_dense(1)

@@ -13,20 +13,11 @@ from srr_ext.channels.records import ChannelGroup
 from srr_ext.graph import (
     check_gamma,
     complete_gamma,
-    degrees,
+    group_graph_levels,
     group_graphs,
     group_matrices,
     select_groups,
-    subgraphs,
 )
-from srr_ext.ops import FilterGraphs
-
-
-def random_graphs(sizes: tuple[int, ...], seed: int = 0) -> tuple[FilterGraphs, list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    dense = [torch.rand(n, n, generator=generator).triu(1) > 0.6 for n in sizes]
-    dense = [upper | upper.T for upper in dense]
-    return FilterGraphs.from_dense(dense), dense
 
 
 def graph_of(net: Net, group: int, gamma: float) -> torch.Tensor:
@@ -68,6 +59,25 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     net.model[3].weight.data[0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match=r"group '3' must be finite"):
         group_matrices(net.groups, net.model)
+    net.model[3].weight.data[0, 0, 0, 0] = -math.inf
+    with pytest.raises(ValueError, match=r"group '3' must be finite"):
+        group_matrices(net.groups, net.model)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_levels_are_the_graphs_of_each_gamma(name: str) -> None:
+    net = NETS[name]()
+    matrices, gammas = group_matrices(net.groups, net.model), [0.5, 0.01, 0.2, 0.2]
+    levels = group_graph_levels(net.groups, matrices, gammas)
+    assert len({tuple(graphs.words.tolist()) for graphs in levels}) >= 2
+    for gamma, graphs in zip(gammas, levels, strict=True):
+        assert torch.equal(graphs.words, group_graphs(net.groups, matrices, gamma).words)
+
+
+def test_no_groups_have_no_graphs() -> None:
+    net = chain()
+    assert group_matrices([], net.model) == []
+    assert len(group_graphs([], [], 0.1)) == 0
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -101,21 +111,6 @@ def test_zero_filters_are_listed_where_they_are() -> None:
     assert group_graphs(net.groups, group_matrices(net.groups, net.model), 1.0).zero_filters == ((3,), (2, 5))
 
 
-def test_degrees() -> None:
-    graphs, dense = random_graphs((1, 2, 31, 65))
-    for degree, adjacency in zip(degrees(graphs), dense, strict=True):
-        assert degree.tolist() == adjacency.sum(1).tolist()
-
-
-def test_subgraphs_keep_the_edges_among_what_is_kept() -> None:
-    graphs, dense = random_graphs((4, 33, 70))
-    kept = [np.array([2]), np.array([0, 5, 32]), np.arange(70)]
-    rest = subgraphs(graphs, kept)
-    assert len(rest) == 3
-    for i, vertices in enumerate(kept):
-        assert torch.equal(rest.to_dense(i).cpu(), dense[i][vertices][:, vertices])
-
-
 def test_gamma_is_a_number_above_zero() -> None:
     assert check_gamma(np.float32(0.5)) == 0.5
     for wrong in (0, -1.0, math.nan, math.inf):
@@ -130,3 +125,30 @@ def test_noisy_copies_are_joined() -> None:
     net = deep((40,), duplicates=0.5)
     net.model[0].weight.data[7] = net.model[0].weight.data[21] * 2
     assert bool(graph_of(net, 0, 1e-3)[7, 21])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_euclidean_distances_are_not_divided(name: str) -> None:
+    net = NETS[name]()
+    matrices = group_matrices(net.groups, net.model)
+    rows = [matrix.double() / matrix.double().norm(dim=1, keepdim=True) for matrix in matrices]
+    apart = [torch.cdist(row, row, compute_mode="donot_use_mm_for_euclid_dist") for row in rows]
+    for gamma in (0.9, 1.2, 1.4):
+        graphs = group_graphs(net.groups, matrices, gamma, "euclidean")
+        for i, distances in enumerate(apart):
+            expected = distances <= gamma
+            assert torch.equal(graphs.to_dense(i), expected.fill_diagonal_(False))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_complete_euclidean_gamma_joins_even_opposite_filters(name: str) -> None:
+    net = NETS[name]()
+    matrices = [torch.cat([m[:2], -m[:2], m[4:]]) for m in group_matrices(net.groups, net.model)]
+    graphs = group_graphs(net.groups, matrices, complete_gamma(net.groups, matrices, "euclidean"), "euclidean")
+    assert graphs.edge_density().tolist() == [1.0] * len(net.groups)
+
+
+def test_an_unknown_distance_is_refused() -> None:
+    net = chain()
+    with pytest.raises(ValueError, match="distance must be 'rms' or 'euclidean', got 'cosine'"):
+        group_graphs(net.groups, group_matrices(net.groups, net.model), 0.1, "cosine")

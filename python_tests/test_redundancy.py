@@ -96,13 +96,15 @@ def test_analysis_is_made_where_none_is_given() -> None:
     assert {pin.module for pin in found.pins} == {"head"}
 
 
+@pytest.mark.parametrize("distance", ["rms", "euclidean"])
 @pytest.mark.parametrize("target", [{}, {"keep_macs": 0.5}, {"keep_params": 0.7}])
-def test_automatic_gamma_is_that_of_srr(target: dict[str, float]) -> None:
+def test_automatic_gamma_is_that_of_srr(target: dict[str, float], distance: str) -> None:
     net = deep((24, 40, 16))
-    report = analyze(net.model, net.inputs, analysis=net.analysis, **target)
+    report = analyze(net.model, net.inputs, analysis=net.analysis, distance=distance, **target)
+    assert report.distance == distance
     ((option, keep),) = (target or {"keep_macs": 0.5}).items()
     goal = Target(option.removeprefix("keep_"), keep)
-    _, allocation = decide(net.analysis, net.groups, net.model, net.inputs, "srr", "l1", goal)
+    _, allocation = decide(net.analysis, net.groups, net.model, net.inputs, "srr", "l1", goal, distance=distance)
     assert report.gamma == allocation.info["gamma"]
     for group in report.groups:
         assert allocation.info["groups"][group.name]["redundancy"][0] == group.redundancy
@@ -121,6 +123,8 @@ def test_wrong_options_are_refused() -> None:
     net = residual()
     with pytest.raises(ValueError, match="streams"):
         analyze(net.model, net.inputs, streams="all", analysis=net.analysis)
+    with pytest.raises(ValueError, match="distance must be 'rms' or 'euclidean'"):
+        analyze(net.model, net.inputs, distance="cosine", analysis=net.analysis)
     with pytest.raises(ValueError, match="exactly one"):
         analyze(net.model, net.inputs, keep_macs=0.5, keep_params=0.5, analysis=net.analysis)
     with pytest.raises(TypeError, match="gamma"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -77,10 +78,11 @@ def reference_figures(graphs: FilterGraphs, i: int) -> dict[str, float]:
     }
 
 
+@pytest.mark.parametrize("distance", ["rms", "euclidean"])
 @pytest.mark.parametrize("allocator", ["srr", "uniform", "widest", "global"])
-def test_before_and_after_are_those_of_the_reference(allocator: str) -> None:
+def test_before_and_after_are_those_of_the_reference(allocator: str, distance: str) -> None:
     model = redundant_net()
-    structure, plan, _ = observed(model, allocator=allocator)
+    structure, plan, _ = observed(model, allocator=allocator, distance=distance)
     analysis = analyze_channels(model, EXAMPLE)
     groups = select_groups(analysis)
     assert [group["name"] for group in structure["groups"]] == [group.name for group in groups]
@@ -88,14 +90,15 @@ def test_before_and_after_are_those_of_the_reference(allocator: str) -> None:
     if allocator == "srr":
         assert structure["gamma"] == plan.gamma
     else:
-        assert structure["gamma"] == srr_ext.analyze(model, EXAMPLE, keep_macs=0.5).gamma
+        assert structure["gamma"] == srr_ext.analyze(model, EXAMPLE, keep_macs=0.5, distance=distance).gamma
     some = 0
     for group, matrix, seen in zip(groups, group_matrices(groups, model), structure["groups"], strict=True):
         layer = plan.layers.get(group.name)
         kept = list(range(group.size)) if layer is None or layer.out is None else list(layer.out)
         assert (seen["size"], seen["kept"], seen["fan_in"]) == (group.size, len(kept), matrix.shape[1])
-        before = reference_figures(reference.filter_graphs([matrix], structure["gamma"]), 0)
-        after = reference_figures(reference.filter_graphs([matrix[kept]], structure["gamma"]), 0)
+        threshold = structure["gamma"] / (1 if distance == "rms" else math.sqrt(matrix.shape[1]))
+        before = reference_figures(reference.filter_graphs([matrix], threshold), 0)
+        after = reference_figures(reference.filter_graphs([matrix[kept]], threshold), 0)
         assert seen["before"] == pytest.approx(before, rel=1e-12)
         assert seen["after"] == pytest.approx(after, rel=1e-12)
         some += seen["kept"] < seen["size"] and (seen["before"]["redundancy"] > 1 or allocator != "srr")
@@ -110,17 +113,18 @@ def test_figures_agree_with_those_of_the_allocator() -> None:
         assert [group["before"]["edge_density"], group["after"]["edge_density"]] == said["edge_density"]
 
 
+@pytest.mark.parametrize("distance", ["rms", "euclidean"])
 @pytest.mark.parametrize("net", [redundant_net, Residual])
-def test_curve_and_turning_points(net: Any) -> None:
+def test_curve_and_turning_points(net: Any, distance: str) -> None:
     model = net()
-    plan = srr_ext.make_plan(model, EXAMPLE, keep_macs=0.6, streams="prune")
+    plan = srr_ext.make_plan(model, EXAMPLE, keep_macs=0.6, streams="prune", distance=distance)
     structure = observe(model, srr_ext.apply_plan(model, plan, EXAMPLE), plan, EXAMPLE)
     groups = select_groups(analyze_channels(model, EXAMPLE), "prune")
     matrices = group_matrices(groups, model)
     assert any(group["stream"] for group in structure["groups"]) == (net is Residual)
 
     def figures_at(gamma: float) -> list[dict[str, float]]:
-        graphs = group_graphs(groups, matrices, gamma)
+        graphs = group_graphs(groups, matrices, gamma, distance)
         return [reference_figures(graphs, i) for i in range(len(groups))]
 
     gammas = structure["curve_gammas"]

@@ -6,27 +6,33 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
+from graph_cases import graphs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from planning_nets import Net, context_of, deep, plan, residual
 from shared_data import SHARED
 
 from srr_ext import models, reference
-from srr_ext.allocators import StructuralRedundancy, decide, smallest_gamma
-from srr_ext.allocators.gamma import redundancy_trajectories
+from srr_ext.allocators import AllocatorContext, StructuralRedundancy, decide, smallest_gamma
+from srr_ext.allocators import gamma as gamma_module
+from srr_ext.allocators.gamma import Removals, redundancy_trajectories
 from srr_ext.channels import analyze_channels
 from srr_ext.cost import CostModel, Target
 from srr_ext.criteria import SelectorContext, get_selector
-from srr_ext.graph import group_graphs, group_matrices, select_groups, subgraphs
+from srr_ext.graph import complete_gamma, group_graph_levels, group_graphs, group_matrices, select_groups
+from srr_ext.ops import FilterGraphs, trajectories
 from srr_ext.redundancy import measure
 
 WIDTHS = (12, 20, 9, 16)
 
 
 def naive_srr(
-    net: Net, gamma: float, target: Target, orders: Sequence[Sequence[int]], least: Sequence[int]
+    net: Net, gamma: float, target: Target, orders: Sequence[Sequence[int]], least: Sequence[int], distance: str
 ) -> list[int]:
     """Take the most redundant group, remove one vertex, measure again: the loop of the paper, word for word."""
     matrices = group_matrices(net.groups, net.model)
@@ -34,7 +40,8 @@ def naive_srr(
     left = [list(order) for order in orders]
 
     def redundancy(i: int) -> float:
-        graph = reference.filter_graphs([matrices[i][sorted(left[i])]], gamma)
+        matrix = matrices[i][sorted(left[i])]
+        graph = reference.filter_graphs([matrix], gamma if distance == "rms" else gamma / math.sqrt(matrix.shape[1]))
         cover = (reference.covering(graph, 1).item() + reference.covering(graph, 2).item()) / 2
         return round(len(left[i]) / (0.35 * reference.components(graph).item() + 0.65 * cover), 12)
 
@@ -45,19 +52,20 @@ def naive_srr(
     return [len(v) for v in left]
 
 
-@pytest.mark.parametrize("gamma", [0.15, 0.3, 0.5])
+@pytest.mark.parametrize(
+    ("distance", "gamma"), [("rms", 0.15), ("rms", 0.3), ("rms", 0.5), ("euclidean", 0.9), ("euclidean", 1.3)]
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_srr_is_the_sequential_algorithm(seed: int, gamma: float) -> None:
+def test_srr_is_the_sequential_algorithm(seed: int, distance: str, gamma: float) -> None:
     net = deep((8, 12, 6), seed=seed)
     target = Target("macs", 0.4)
     importance = get_selector("l1")(net.groups, SelectorContext(net.model, net.inputs))
     orders = [np.argsort(s.numpy(), kind="stable").tolist() for s in importance]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        _, allocation = plan(net, "srr", keep=target.keep, gamma=gamma)
-    assert list(allocation.counts) == naive_srr(
-        net, gamma, target, orders, [math.ceil(0.1 * g.size) for g in net.groups]
-    )
+        _, allocation = plan(net, "srr", keep=target.keep, gamma=gamma, distance=distance)
+    least = [math.ceil(0.1 * g.size) for g in net.groups]
+    assert list(allocation.counts) == naive_srr(net, gamma, target, orders, least, distance)
 
 
 @pytest.mark.parametrize("order", ["selector", "random", "degree"])
@@ -93,12 +101,87 @@ def test_smallest_gamma_by_hand() -> None:
     net.model[0].weight.data = torch.zeros(4, 3, 1, 1)
     net.model[0].weight.data[:, 0, 0, 0] = angles.cos() * torch.tensor([1.0, 2.0, 3.0, 4.0])  # so that they go in order
     net.model[0].weight.data[:, 1, 0, 0] = angles.sin() * torch.tensor([1.0, 2.0, 3.0, 4.0])
-    for keep, nearest in ((0.75, 0.2), (0.5, 0.2), (0.25, 1.5)):
-        context, cost = context_of(net, floor=0.0), CostModel(net.analysis, "channels")
-        gamma = smallest_gamma(
-            net.groups, group_matrices(net.groups, net.model), cost, Target("channels", keep), context
-        )
-        assert gamma == pytest.approx(2 * math.sin(nearest / 2) / math.sqrt(3), rel=1e-3)
+    cost, matrices = CostModel(net.analysis, "channels"), group_matrices(net.groups, net.model)
+    for distance, divisor in (("rms", math.sqrt(3)), ("euclidean", 1.0)):
+        context = context_of(net, floor=0.0, distance=distance)
+        for keep, nearest in ((0.75, 0.2), (0.5, 0.2), (0.25, 1.5)):
+            gamma = smallest_gamma(net.groups, matrices, cost, Target("channels", keep), context)
+            assert gamma == pytest.approx(2 * math.sin(nearest / 2) / divisor, rel=1e-3)
+
+
+def bisected_gamma(net: Net, cost: CostModel, target: Target, context: AllocatorContext) -> float:
+    """Halve the threshold that joins all as long as the target is met at R > 1, then bisect: each time from scratch."""
+    matrices = group_matrices(net.groups, net.model)
+
+    def is_met(gamma: float) -> bool:
+        kept = {}
+        values = redundancy_trajectories(net.groups, group_graphs(net.groups, matrices, gamma), context)
+        for group, schedule, redundancy in zip(net.groups, context.schedules, values, strict=True):
+            above_one = [*(redundancy > 1 + 1e-9), False].index(False)
+            kept[group.name] = schedule.kept(group.size - int(schedule.settled[above_one]))
+        return cost.of(kept) <= target.limit(cost.dense)
+
+    high = complete_gamma(net.groups, matrices)
+    halvings = 0
+    while is_met(high / 2) and halvings < 20:
+        high, halvings = high / 2, halvings + 1
+    if halvings == 20:
+        return high
+    low = high / 2
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_met(middle) else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize("ahead", [1, 5000, gamma_module.BYTES_AHEAD])
+@pytest.mark.parametrize("order", ["selector", "random", "degree"])
+@pytest.mark.parametrize("seed", range(4))
+def test_smallest_gamma_is_that_of_plain_bisection(
+    seed: int, order: str, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many thresholds a pass over the distances tries, which is as many as fit."""
+    levels: list[list[FilterGraphs]] = []
+    monkeypatch.setattr(gamma_module, "BYTES_AHEAD", ahead)
+    monkeypatch.setattr(
+        gamma_module, "group_graph_levels", lambda *args: levels.append(group_graph_levels(*args)) or levels[-1]
+    )
+    net = deep(((16, 24, 70), (9, 130), (40,), (12, 12, 12))[seed], seed=seed, duplicates=0.2 * seed)
+    options = {"node_order": order, "round_to": (1, 4)[seed % 2], "floor": (0.1, 0.3)[seed // 2]}
+    context, cost = context_of(net, **options), CostModel(net.analysis, "macs")
+    for keep in (0.9, 0.5, 0.4):
+        target = Target("macs", keep)
+        got = smallest_gamma(net.groups, group_matrices(net.groups, net.model), cost, target, context)
+        assert got == bisected_gamma(net, cost, target, context)
+    for tried in levels:
+        assert len(tried) == 1 or sum(graphs.words.nbytes for graphs in tried) <= ahead
+    assert max(len(tried) for tried in levels) == (1 if ahead == 1 else 15 if ahead > 5000 else ANY)
+
+
+@pytest.mark.parametrize("order", ["selector", "degree"])
+def test_smallest_gamma_of_equal_filters_is_that_of_plain_bisection(order: str) -> None:
+    net = deep((8, 8))
+    for conv in net.model[:2]:
+        conv.weight.data[:] = conv.weight.data[:1]
+    context, cost, target = context_of(net, node_order=order), CostModel(net.analysis, "macs"), Target("macs", 0.5)
+    got = smallest_gamma(net.groups, group_matrices(net.groups, net.model), cost, target, context)
+    assert got == bisected_gamma(net, cost, target, context) < 1e-5
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs(max_n=140), st.integers(0, 1000))
+def test_removals_until_no_edge_is_left(packed: FilterGraphs, seed: int) -> None:
+    """Trajectories leave 1 for good with the last edge, and bit rows say when that is."""
+    if not packed.n_filters or 0 in packed.n_filters:
+        return
+    random = np.random.default_rng(seed)
+    orders = [random.permutation(n) for n in packed.n_filters]
+    empty = FilterGraphs(torch.zeros_like(packed.words), packed.n_filters)
+    counts = Removals.of(orders, packed.words.device).until_edgeless([packed, empty])
+    values = trajectories(packed, [torch.from_numpy(order) for order in orders])
+    assert counts.tolist() == [[int((v > gamma_module.JUST_ABOVE_ONE).sum()) for v in values], [0] * len(orders)]
+    for count, value in zip(counts[0].tolist(), values, strict=True):
+        assert bool((value[:count] > gamma_module.JUST_ABOVE_ONE).all())
 
 
 def test_equal_filters_need_next_to_no_gamma() -> None:
@@ -168,8 +251,7 @@ def test_trajectories_in_the_selectors_order_are_those_of_the_filters_that_stay(
     trajectories = redundancy_trajectories(net.groups, graphs, context)
     for removed in range(min(WIDTHS) - 1):
         kept = [schedule.kept(schedule.size - removed) for schedule in context.schedules]
-        rest = [matrix[vertices] for matrix, vertices in zip(matrices, kept, strict=True)]
-        left = measure(net.groups, rest, subgraphs(graphs, kept))
+        left = measure(net.groups, matrices, graphs.subgraphs(kept))
         assert [t[removed] for t in trajectories] == pytest.approx([group.redundancy for group in left])
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bit_graphs import FilterGraphs
+from .bit_graphs import NOT_FINITE, FilterGraphs
+from .transfers import to_host
 
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,22 +32,33 @@ def check_weights(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight.detach() for weight in tensors]
 
 
-def check_gamma(gamma: float) -> float:
-    """Return the distance threshold as a float."""
+def check_gammas(gamma: float | Sequence[float], n_layers: int) -> list[float]:
+    """Return the distance thresholds, one per layer."""
+    if isinstance(gamma, (Sequence, np.ndarray, Tensor)) and not isinstance(gamma, str) and np.ndim(gamma) > 0:
+        if len(gamma) != n_layers:
+            raise ValueError(f"gamma must be one number or one per layer ({n_layers}), got {len(gamma)}")
+        return [_check_gamma(f"gamma[{i}]", value) for i, value in enumerate(gamma)]
+    return [_check_gamma("gamma", gamma)] * max(n_layers, 1)
+
+
+def _check_gamma(name: str, gamma: object) -> float:
     if isinstance(gamma, (bool, str)) or not hasattr(gamma, "__float__"):
-        raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
+        raise TypeError(f"{name} must be a number, got {type(gamma).__name__}")
     value = float(gamma)
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"gamma must be finite and at least 0, got {value}")
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return value
 
 
-def not_finite_message(layer: int, filter_index: int) -> str:
-    """Message of the ValueError for weights that are not numbers."""
-    return (
-        f"weights[{layer}] must be finite, got NaN or infinity in filter {filter_index}: "
-        "check that training did not diverge and that the checkpoint was read whole"
-    )
+def check_finite_filters(kinds: Tensor, n_filters: Sequence[int]) -> None:
+    """Refuse weights that are not numbers, by what `filter_graphs` says each filter is."""
+    for layer, kind in enumerate(to_host(kinds)[0].split(list(n_filters))):
+        unfit = (kind == NOT_FINITE).nonzero()
+        if len(unfit):
+            raise ValueError(
+                f"weights[{layer}] must be finite, got NaN or infinity in filter {int(unfit[0])}: "
+                "check that training did not diverge and that the checkpoint was read whole"
+            )
 
 
 def check_graphs(graphs: FilterGraphs) -> FilterGraphs:
@@ -67,18 +79,18 @@ def check_orders(graphs: FilterGraphs, orders: Sequence[Tensor]) -> list[Tensor]
     """Return the removal orders as CPU int64 tensors, one permutation per layer."""
     if not isinstance(orders, Iterable):
         raise TypeError(f"orders must be a sequence of permutations, one per layer, got {type(orders).__name__}")
-    tensors = [_order_tensor(i, order) for i, order in enumerate(orders)]
+    tensors = to_host(*(_order_tensor(i, order) for i, order in enumerate(orders)))
     if len(tensors) != len(graphs):
         raise ValueError(f"orders must have one entry per layer ({len(graphs)}), got {len(tensors)}")
     for i, (order, n) in enumerate(zip(tensors, graphs.n_filters, strict=True)):
         is_integer = not (order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool)
         if not is_integer and order.numel() > 0:  # an empty list becomes an empty float tensor
             raise TypeError(f"orders[{i}] must be integers, got {order.dtype}")
-        if order.shape != (n,) or not torch.equal(order.long().cpu().sort().values, torch.arange(n)):
+        if order.shape != (n,) or not torch.equal(order.long().sort().values, torch.arange(n)):
             raise ValueError(
                 f"orders[{i}] must be a permutation of 0 .. {n - 1}, got a tensor of shape {list(order.shape)}"
             )
-    return [order.detach().to("cpu", torch.int64) for order in tensors]
+    return [order.detach().to(torch.int64) for order in tensors]
 
 
 def _order_tensor(layer: int, order: object) -> Tensor:

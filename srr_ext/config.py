@@ -100,6 +100,9 @@ class Planning(Training):
         Share of the channels to keep.
     gamma : float or "auto"
         Distance below which two filters count as redundant; auto finds the smallest one that meets the target.
+    distance : {"rms", "euclidean"}
+        What gamma bounds: the distance of two filters of length 1 divided by the square root of their number of weights
+        (as published), or the distance itself, the same angle in every layer.
     streams : {"keep", "prune"}
         Whether channels that additions tie together (residual streams) may go.
     ignored : tuple of str
@@ -112,6 +115,7 @@ class Planning(Training):
     keep_params: float | None = None
     keep_channels: float | None = None
     gamma: float | Literal["auto"] = "auto"
+    distance: Literal["rms", "euclidean"] = "rms"
     streams: Literal["keep", "prune"] = "keep"
     ignored: tuple[str, ...] = ()
 

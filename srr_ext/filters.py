@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srr_ext.channels.records import ChannelGroup, Member
+from srr_ext import _native
+from srr_ext.channels.records import ChannelGroup
+from srr_ext.ops import has_kernels
+from srr_ext.transfers import to_device
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -42,7 +47,30 @@ def channel_weights(module: nn.Module) -> Tensor:
     raise TypeError(f"module must be a (transposed) convolution or a linear layer, got {type(module).__name__}")
 
 
-def filter_matrix(group: ChannelGroup, model: nn.Module) -> Tensor:
+def planning_device(model: nn.Module) -> torch.device:
+    """Where a plan for a model is computed: on the device of its first parameter, so that no weight leaves it.
+
+    A device that this build has no kernels for is left for the CPU.
+
+    Warns
+    -----
+    RuntimeWarning
+        If it is.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if has_kernels(device):
+        return device
+    if _native.AVAILABLE:  # otherwise importing the package has warned already
+        warnings.warn(
+            f"the model is on {device}, which this build ({_native.build_info()['build']}) has no kernels for: filter "
+            "graphs are computed on the CPU, which gives the same answers later",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return torch.device("cpu")
+
+
+def filter_matrix(group: ChannelGroup, model: nn.Module, device: torch.device | None = None) -> Tensor:
     """Matrix whose rows are compared by the filter graph of a group.
 
     A group made by one producer with one channel per vertex has the producer's own filters as rows. In any other group
@@ -56,21 +84,25 @@ def filter_matrix(group: ChannelGroup, model: nn.Module) -> Tensor:
         The group.
     model : nn.Module
         The model the group was found in.
+    device : torch.device, optional
+        Where the matrix is to be; default where the group's first producer is.
 
     Returns
     -------
     Tensor of float32, shape [group.size, fan_in]
-        A view of the weights where these are contiguous float32 and each channel is its own vertex, in order.
+        A view of the weights where these are there, contiguous and float32, and each channel is its own vertex, in
+        order.
 
     Raises
     ------
     ValueError
         If the group has no producer.
     """
-    producers = _producers(group)
-    if len(producers) == 1 and _is_simple(producers[0].vertex, group.size):
-        return _select(_member_weights(producers[0], model).float(), producers[0].vertex, group.size)
-    return torch.cat([_arrange(_unit_rows(_member_weights(m, model)), m.vertex, group.size) for m in producers], 1)
+    weights = _producer_weights(group, model, device)
+    vertices = [member.vertex for member in group.producers]
+    if len(weights) == 1 and _is_simple(vertices[0], group.size):
+        return _select(weights[0].float(), vertices[0], group.size)
+    return torch.cat([arrange(_unit_rows(w), v, group.size) for w, v in zip(weights, vertices, strict=True)], 1)
 
 
 def filter_parts(group: ChannelGroup) -> int:
@@ -78,7 +110,7 @@ def filter_parts(group: ChannelGroup) -> int:
     return sum(int(np.bincount(m.vertex[m.vertex >= 0]).max(initial=0)) for m in group.producers)
 
 
-def raw_filters(group: ChannelGroup, model: nn.Module) -> Tensor:
+def raw_filters(group: ChannelGroup, model: nn.Module, device: torch.device | None = None) -> Tensor:
     """All weights that make each vertex: like `filter_matrix`, but never normalised and in float64.
 
     Parameters
@@ -87,29 +119,58 @@ def raw_filters(group: ChannelGroup, model: nn.Module) -> Tensor:
         The group.
     model : nn.Module
         The model the group was found in.
+    device : torch.device, optional
+        Where the result is to be; default where the group's first producer is.
 
     Returns
     -------
     Tensor of float64, shape [group.size, fan_in]
-        On the CPU whatever the model's device, so that importance is the same everywhere.
+        One row per vertex.
 
     Raises
     ------
     ValueError
         If the group has no producer.
     """
-    producers = _producers(group)
-    return torch.cat([_arrange(_member_weights(m, model).cpu().double(), m.vertex, group.size) for m in producers], 1)
+    weights = _producer_weights(group, model, device)
+    rows = [arrange(w.double(), m.vertex, group.size) for w, m in zip(weights, group.producers, strict=True)]
+    return torch.cat(rows, 1)
 
 
-def _producers(group: ChannelGroup) -> tuple[Member, ...]:
+def arrange(rows: Tensor, vertex: np.ndarray, size: int) -> Tensor:
+    """Put the rows of the channels of each vertex side by side.
+
+    Parameters
+    ----------
+    rows : Tensor, shape [n_channels, columns]
+        One row per channel.
+    vertex : ndarray of int64, shape [n_channels]
+        The vertex of each channel; negative for none.
+    size : int
+        Number of vertices.
+
+    Returns
+    -------
+    Tensor, shape [size, most channels of a vertex * columns]
+        Zeros where a vertex has fewer channels than another. Each row goes to a place of its own, so the result does
+        not depend on the order of writes.
+    """
+    channels = np.flatnonzero(vertex >= 0)
+    channels = channels[np.argsort(vertex[channels], kind="stable")]  # by vertex, then by position
+    owner = vertex[channels]
+    counts = np.bincount(owner, minlength=size)
+    place = np.arange(len(channels)) - (np.cumsum(counts) - counts)[owner]
+    arranged = rows.new_zeros(size, int(counts.max(initial=0)), rows.shape[1])
+    to_vertex, to_place, from_channel = to_device(torch.from_numpy(np.stack([owner, place, channels])), rows.device)
+    arranged[to_vertex, to_place] = rows[from_channel]
+    return arranged.flatten(1)
+
+
+def _producer_weights(group: ChannelGroup, model: nn.Module, device: torch.device | None) -> list[Tensor]:
     if not group.producers:
         raise ValueError(f"group {group.name!r} has no producer, hence no filters")
-    return group.producers
-
-
-def _member_weights(member: Member, model: nn.Module) -> Tensor:
-    return channel_weights(model.get_submodule(member.module))
+    weights = [channel_weights(model.get_submodule(member.module)) for member in group.producers]
+    return [weight.to(device or weights[0].device) for weight in weights]
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
@@ -130,17 +191,4 @@ def _select(rows: Tensor, vertex: np.ndarray, size: int) -> Tensor:
         return rows
     channels = np.flatnonzero(vertex >= 0)
     channels = channels[np.argsort(vertex[channels])]
-    return rows.index_select(0, torch.as_tensor(channels, device=rows.device))
-
-
-def _arrange(rows: Tensor, vertex: np.ndarray, size: int) -> Tensor:
-    """Concatenate the rows of the channels of each vertex, [size, most channels of a vertex * fan_in]."""
-    channels = np.flatnonzero(vertex >= 0)
-    channels = channels[np.argsort(vertex[channels], kind="stable")]  # by vertex, then by position
-    owner = vertex[channels]
-    counts = np.bincount(owner, minlength=size)
-    place = np.arange(len(channels)) - (np.cumsum(counts) - counts)[owner]
-    arranged = rows.new_zeros(size, int(counts.max(initial=0)), rows.shape[1])
-    to_vertex, to_place, from_channel = (torch.from_numpy(x).to(rows.device) for x in (owner, place, channels))
-    arranged[to_vertex, to_place] = rows[from_channel]
-    return arranged.flatten(1)
+    return rows.index_select(0, to_device(torch.from_numpy(channels), rows.device))

@@ -13,29 +13,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import _native, reference
 from ._op_arguments import (
-    check_gamma,
+    check_finite_filters,
+    check_gammas,
     check_graphs,
     check_limits,
     check_orders,
     check_radius,
     check_redundancy_weights,
     check_weights,
-    not_finite_message,
 )
 from .bit_graphs import FilterGraphs, words_per_row
+from .transfers import to_device
 
-__all__ = ["FilterGraphs", "components", "covering", "filter_graphs", "trajectories"]
+__all__ = ["FilterGraphs", "components", "covering", "filter_graph_levels", "filter_graphs", "trajectories"]
 
-_ZERO, _NOT_FINITE = 1, 2  # FilterKind in csrc/cpu/unit_filters.h
+_OPS = ("filter_graphs", "components", "covering", "trajectories")
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
 
 
-def filter_graphs(weights: Sequence[Tensor], gamma: float) -> FilterGraphs:
+def filter_graphs(
+    weights: Sequence[Tensor], gamma: float | Sequence[float], *, check_finite: bool = True
+) -> FilterGraphs:
     r"""Filter graph of every layer, in one call.
 
     Parameters
@@ -43,8 +46,11 @@ def filter_graphs(weights: Sequence[Tensor], gamma: float) -> FilterGraphs:
     weights : sequence of Tensor, shape [n_filters, ...] each
         One per layer: convolution or linear weights, or any matrix of filters; float16, bfloat16, float32 or float64,
         all on one device. Contiguous ones are read in place. Gradients are ignored.
-    gamma : float
-        Distance threshold, finite and at least 0.
+    gamma : float or sequence of float
+        Distance threshold, finite and at least 0, for all layers or one per layer.
+    check_finite : bool, default True
+        Whether to refuse weights that are NaN or infinite, which the host has to wait for. Without, filters with such
+        weights have no edge, and ``kinds`` says which they are.
 
     Returns
     -------
@@ -55,10 +61,10 @@ def filter_graphs(weights: Sequence[Tensor], gamma: float) -> FilterGraphs:
     Raises
     ------
     TypeError
-        If ``weights`` is not a sequence of tensors of a type above, or ``gamma`` is not a number.
+        If ``weights`` is not a sequence of tensors of a type above, or ``gamma`` is not a number or several.
     ValueError
         If a weight is NaN or infinite (the message names the layer), a tensor has no dimensions, devices differ or have
-        no kernels, or ``gamma`` is negative or not finite.
+        no kernels, ``gamma`` is negative or not finite, or there is not one for each layer.
 
     Notes
     -----
@@ -76,20 +82,53 @@ def filter_graphs(weights: Sequence[Tensor], gamma: float) -> FilterGraphs:
     >>> filter_graphs([weight], gamma=0.1).to_dense(0).int().tolist()
     [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     """
-    tensors, gamma = check_weights(weights), check_gamma(gamma)
+    return filter_graph_levels(weights, [gamma], check_finite=check_finite)[0]
+
+
+def filter_graph_levels(
+    weights: Sequence[Tensor], gammas: Sequence[float | Sequence[float]], *, check_finite: bool = True
+) -> list[FilterGraphs]:
+    """Filter graphs at several thresholds, from one computation of the distances.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor, shape [n_filters, ...] each
+        One per layer, as `filter_graphs` takes them.
+    gammas : sequence of float, or of sequences of float
+        For each level its distance threshold, or its thresholds, one per layer.
+    check_finite : bool, default True
+        Whether to refuse weights that are NaN or infinite, see `filter_graphs`.
+
+    Returns
+    -------
+    list of FilterGraphs
+        For each level, what `filter_graphs` returns for its threshold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `filter_graphs` does.
+
+    Examples
+    --------
+    >>> weight = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0]])
+    >>> [components(graphs).item() for graphs in filter_graph_levels([weight], [0.0, 0.1, 1.0])]
+    [3, 2, 1]
+    """
+    tensors = check_weights(weights)
+    levels = [check_gammas(gamma, len(tensors)) for gamma in gammas]
     if not _native.AVAILABLE:
-        return reference.filter_graphs(tensors, gamma)
+        return reference.filter_graph_levels(tensors, levels, check_finite=check_finite)
     if not tensors:
-        return FilterGraphs(torch.empty(0, dtype=torch.int64), ())
+        return [FilterGraphs(torch.empty(0, dtype=torch.int64), ()) for _ in levels]
+    if not levels:
+        return []
     _check_device("filter_graphs", "weights", tensors[0])
-    words, kinds = torch.ops.srr_ext.filter_graphs(tensors, gamma)
+    words, kinds = torch.ops.srr_ext.filter_graphs(tensors, [gamma for level in levels for gamma in level])
     n_filters = tuple(weight.shape[0] for weight in tensors)
-    zeros = []
-    for layer, kind in enumerate(np.split(kinds.cpu().numpy(), np.cumsum(n_filters)[:-1])):
-        if (kind == _NOT_FINITE).any():
-            raise ValueError(not_finite_message(layer, int(np.argmax(kind == _NOT_FINITE))))
-        zeros.append(tuple(np.flatnonzero(kind == _ZERO).tolist()))
-    return FilterGraphs(words, n_filters, tuple(zeros))
+    if check_finite:
+        check_finite_filters(kinds, n_filters)
+    return [FilterGraphs(level, n_filters, kinds) for level in words.view(len(levels), -1)]
 
 
 def components(graphs: FilterGraphs) -> Tensor:
@@ -182,7 +221,8 @@ def trajectories(
     graphs : FilterGraphs
         The graphs.
     orders : sequence of Tensor of int64, shape [n_filters] each
-        For each layer, a permutation of its filters: the order in which they go.
+        For each layer, a permutation of its filters: the order in which they go. They are checked on the host, so
+        best are already there.
     component_weight, cover_weight : float, default 0.35 and 0.65
         Weights of the two terms of the denominator, finite, at least 0 and not both 0.
     limits : sequence of int, optional
@@ -225,19 +265,25 @@ def trajectories(
     _check_device("trajectories", "graphs", graphs.words)
     if not counts:
         return []
-    order = torch.cat(permutations).to(graphs.words.device)
+    order = to_device(torch.cat(permutations), graphs.words.device)
     values = torch.ops.srr_ext.trajectories(
         graphs.words, graphs.n_filters, order, counts, component_weight, cover_weight
     )
     return list(values.split(counts))
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether this build computes filter graphs, and all that follows from them, on a device."""
+    key = _DISPATCH_KEYS.get(device.type, device.type)
+    if not _native.AVAILABLE or key in ("CPU", "Meta"):  # every build has those; the reference is for the CPU
+        return device.type == "cpu" or _native.AVAILABLE
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"srr_ext::{op}", key) for op in _OPS)
+
+
 def _check_device(op: str, argument: str, tensor: Tensor) -> None:
     """Refuse a device that the library has no kernel for, by name."""
-    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(tensor.device.type, tensor.device.type)
-    if key in ("CPU", "Meta"):
-        return
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"srr_ext::{op}", key):
+    if not has_kernels(tensor.device):
+        key = _DISPATCH_KEYS.get(tensor.device.type, tensor.device.type)
         raise ValueError(
             f"{argument} must be on the CPU, got {tensor.device}: this build ({_native.build_info()['build']}) has no "
             f"{key} kernel for {op}; pass .cpu() tensors"
@@ -247,13 +293,13 @@ def _check_device(op: str, argument: str, tensor: Tensor) -> None:
 def _register() -> torch.library.Library:
     """Give the ops shapes for tracing, and no gradient: what they return is discrete."""
     library = torch.library.Library("srr_ext", "IMPL")
-    for op in ("filter_graphs", "components", "covering", "trajectories"):
+    for op in _OPS:
         library.impl(op, torch.library.fallthrough_kernel, "Autograd")
 
     @torch.library.register_fake("srr_ext::filter_graphs")
-    def _(weights: list[Tensor], gamma: float) -> tuple[Tensor, Tensor]:
+    def _(weights: list[Tensor], gammas: list[float]) -> tuple[Tensor, Tensor]:
         n_filters = [weight.shape[0] for weight in weights]
-        n_words = sum(n * words_per_row(n) for n in n_filters)
+        n_words = len(gammas) // len(weights) * sum(n * words_per_row(n) for n in n_filters)
         new = weights[0].new_empty
         return new(n_words, dtype=torch.int64), new(sum(n_filters), dtype=torch.uint8)
 

@@ -21,7 +21,7 @@ from srr_ext.channels import ChannelAnalysis, analyze_channels
 from srr_ext.cost import CostModel, Quantity, Target
 from srr_ext.criteria import Selector
 from srr_ext.files import write_text
-from srr_ext.graph import select_groups
+from srr_ext.graph import Distance, select_groups
 from srr_ext.layers import kept_positions, widths_of
 from srr_ext.progress import Progress
 
@@ -229,7 +229,10 @@ def plan_from_vertices(analysis: ChannelAnalysis, kept: Mapping[str, Iterable[in
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a model's tensors."""
+    """SHA-256 over names, types, shapes and bytes of a model's tensors.
+
+    The one part of a plan for which weights leave their device: a record of what it was made for, not a decision.
+    """
     digest = hashlib.sha256()
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor):
@@ -249,6 +252,7 @@ def make_plan(
     keep_params: float | None = None,
     keep_channels: float | None = None,
     gamma: float | Literal["auto"] = "auto",
+    distance: Distance = "rms",
     streams: Literal["keep", "prune"] = "keep",
     ignored: Iterable[str] = (),
     floor: Floor = DEFAULT_FLOOR,
@@ -275,6 +279,9 @@ def make_plan(
     gamma : float or "auto", default "auto"
         Distance threshold of the filter graphs (`srr` only); "auto" finds the smallest one with which every removal
         is made in a layer of redundancy above 1.
+    distance : {"rms", "euclidean"}, default "rms"
+        What gamma bounds (`srr` only): the distance of two unit filters divided by the square root of their number of
+        weights, as published, or the distance itself, which is the same angle in every layer.
     streams : {"keep", "prune"}, default "keep"
         Whether channels that additions tie across layers (residual streams) may go.
     ignored : iterable of str
@@ -323,6 +330,7 @@ def make_plan(
         selector,
         target,
         gamma=gamma,
+        distance=distance,
         floor=floor,
         round_to=round_to,
         node_order=node_order,
@@ -340,6 +348,7 @@ def make_plan(
         seed=seed,
         options={
             "gamma": gamma,
+            "distance": distance,
             "streams": streams,
             "floor": dict(floor) if isinstance(floor, Mapping) else floor,
             "round_to": round_to,

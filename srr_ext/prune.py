@@ -130,6 +130,7 @@ def decide(
             allocator=config.allocator,
             selector=config.selector,
             gamma=config.gamma,
+            distance=config.distance,
             streams=config.streams,
             ignored=config.ignored if done else (),
             floor=floors_of_round(config.floor, done) if done else config.floor,

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from srr_ext.bit_graphs import ZERO, layer_sums
 from srr_ext.channels import analyze_channels
 from srr_ext.channels.records import ChannelAnalysis, ChannelGroup, Pin
 from srr_ext.cost import CostModel, Target
-from srr_ext.graph import check_gamma, group_graphs, group_matrices, select_groups
+from srr_ext.graph import Distance, check_gamma, group_graphs, group_matrices, select_groups
 from srr_ext.ops import FilterGraphs, components, covering
+from srr_ext.transfers import to_host
 
 COMPONENT_WEIGHT = 0.35  # as published, with 0.65 for the covering number; the source saw "no drastic impact" of others
 DEFAULT_KEEP_MACS = 0.5
@@ -69,14 +71,17 @@ class RedundancyReport:
         Every group that a plan may touch, in order of execution.
     pins : tuple of Pin
         Channels that no plan removes, and why.
+    distance : {"rms", "euclidean"}
+        What gamma bounds, see `srr_ext.graph.group_graphs`.
     """
 
     gamma: float
     groups: tuple[GroupRedundancy, ...]
     pins: tuple[Pin, ...] = ()
+    distance: Distance = "rms"
 
     def to_json(self) -> str:
-        """Return the report as JSON text: ``gamma``, ``groups`` and ``pins``, keys named like the attributes."""
+        """Return the report as JSON text; keys are named like the attributes."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -125,10 +130,10 @@ def measure(
     ----------
     groups : sequence of ChannelGroup
         The groups.
-    matrices : sequence of Tensor, shape [n_filters, fan_in]
+    matrices : sequence of Tensor, shape [n, fan_in]
         Their filter matrices.
     graphs : FilterGraphs
-        Their graphs.
+        Their graphs, or those of some of the filters; they say which filters are zero.
     component_weight : float, default 0.35
         Weight of the number of components in R.
 
@@ -137,22 +142,26 @@ def measure(
     list of GroupRedundancy
         One per group, in order.
     """
-    sizes = (components(graphs), covering(graphs, radius=1), covering(graphs, radius=2))
-    figures = zip(groups, matrices, graphs.edge_density().tolist(), *(size.tolist() for size in sizes), strict=True)
+    zeros = graphs.words.new_zeros(len(graphs))
+    if graphs.kinds is not None:
+        zeros = layer_sums(graphs.kinds == ZERO, graphs.n_filters)
+    covers = covering(graphs, radius=1), covering(graphs, radius=2)
+    figures = to_host(graphs.edge_density(), components(graphs), *covers, zeros)
+    columns = zip(groups, matrices, graphs.n_filters, *(figure.tolist() for figure in figures), strict=True)
     return [
         GroupRedundancy(
             name=group.name,
-            n_filters=len(matrix),
+            n_filters=n,
             fan_in=matrix.shape[1],
             edge_density=density,
             components=k,
             cover_upper=upper,
             cover_lower=lower,
-            redundancy=redundancy(len(matrix), k, upper, lower, component_weight),
-            zero_filters=int((matrix == 0).all(1).sum()),
+            redundancy=redundancy(n, k, upper, lower, component_weight),
+            zero_filters=zero,
             stream=group.stream,
         )
-        for group, matrix, density, k, upper, lower in figures
+        for group, matrix, n, density, k, upper, lower, zero in columns
     ]
 
 
@@ -166,6 +175,7 @@ def analyze(
     streams: Literal["keep", "prune"] = "keep",
     ignored: Sequence[str] = (),
     analysis: ChannelAnalysis | None = None,
+    distance: Distance = "rms",
 ) -> RedundancyReport:
     """Measure where a model is structurally redundant.
 
@@ -186,6 +196,8 @@ def analyze(
         Names of modules whose output channels stay.
     analysis : ChannelAnalysis, optional
         Result of `analyze_channels` for this model, to save its time; ``ignored`` is then the analysis' own.
+    distance : {"rms", "euclidean"}, default "rms"
+        What gamma bounds, see `srr_ext.make_plan`.
 
     Returns
     -------
@@ -212,9 +224,8 @@ def analyze(
         if keep_macs is None and keep_params is None and keep_channels is None:
             keep_macs = DEFAULT_KEEP_MACS
         target = Target.choose(keep_macs, keep_params, keep_channels)
-        _, context = prepare(groups, model, example_inputs, "l1")
+        _, context = prepare(groups, model, example_inputs, "l1", distance=distance)
         gamma = smallest_gamma(groups, matrices, CostModel(analysis, target.quantity), target, context)
     gamma = check_gamma(gamma)
-    return RedundancyReport(
-        gamma, tuple(measure(groups, matrices, group_graphs(groups, matrices, gamma))), analysis.pins
-    )
+    graphs = group_graphs(groups, matrices, gamma, distance)
+    return RedundancyReport(gamma, tuple(measure(groups, matrices, graphs)), analysis.pins, distance)

@@ -13,31 +13,35 @@ import torch
 from torch import Tensor
 
 from ._op_arguments import (
-    check_gamma,
+    check_finite_filters,
+    check_gammas,
     check_graphs,
     check_limits,
     check_orders,
     check_radius,
     check_redundancy_weights,
     check_weights,
-    not_finite_message,
 )
-from .bit_graphs import FilterGraphs
+from .bit_graphs import NOT_FINITE, ZERO, FilterGraphs
 
-__all__ = ["FilterGraphs", "components", "covering", "filter_graphs", "trajectories"]
+__all__ = ["FilterGraphs", "components", "covering", "filter_graph_levels", "filter_graphs", "trajectories"]
 
 SUM_LANES = 8
 
 
-def filter_graphs(weights: Sequence[Tensor], gamma: float) -> FilterGraphs:
+def filter_graphs(
+    weights: Sequence[Tensor], gamma: float | Sequence[float], *, check_finite: bool = True
+) -> FilterGraphs:
     """Filter graph of every layer; see :func:`srr_ext.ops.filter_graphs`.
 
     Parameters
     ----------
     weights : sequence of Tensor, shape [n_filters, ...] each
         One per layer, float16, bfloat16, float32 or float64.
-    gamma : float
-        Distance threshold, finite and at least 0.
+    gamma : float or sequence of float
+        Distance threshold, finite and at least 0, for all layers or one per layer.
+    check_finite : bool, default True
+        Whether to refuse weights that are NaN or infinite.
 
     Returns
     -------
@@ -49,23 +53,54 @@ def filter_graphs(weights: Sequence[Tensor], gamma: float) -> FilterGraphs:
     TypeError, ValueError
         If an argument is not as described, or a weight is not finite.
     """
-    tensors, gamma = check_weights(weights), check_gamma(gamma)
-    dense, zeros = [], []
-    for layer, weight in enumerate(tensors):
+    tensors = check_weights(weights)
+    dense, kinds = [], []
+    for weight, threshold in zip(tensors, check_gammas(gamma, len(tensors)), strict=False):
         n = weight.shape[0]
         matrix = weight.double().cpu().numpy().reshape(n, -1 if n else 0)  # [n, fan_in]
-        units, lengths = unit_filters(matrix, layer)
+        finite = np.isfinite(matrix).all(axis=1)
+        units, lengths = unit_filters(np.where(finite[:, None], matrix, 0.0))
         adjacency = np.zeros((n, n), dtype=bool)
         for i in range(n):
             squared = lane_sum((units[i] - units) ** 2)  # [n]
-            adjacency[i] = (squared <= gamma * gamma * matrix.shape[1]) & (lengths > 0) & (lengths[i] > 0)
+            adjacency[i] = (squared <= threshold * threshold * matrix.shape[1]) & (lengths > 0) & (lengths[i] > 0)
             adjacency[i, i] = False
         dense.append(torch.from_numpy(adjacency))
-        zeros.append(tuple(int(i) for i in np.flatnonzero(lengths == 0)))
-    return FilterGraphs(FilterGraphs.from_dense(dense).words, tuple(len(d) for d in dense), tuple(zeros))
+        kinds.append(np.where(finite, np.where(lengths > 0, 0, ZERO), NOT_FINITE))
+    kind = torch.from_numpy(np.concatenate([*kinds, np.empty(0)]).astype(np.uint8))
+    if check_finite:
+        check_finite_filters(kind, [len(d) for d in dense])
+    return FilterGraphs(FilterGraphs.from_dense(dense).words, tuple(len(d) for d in dense), kind)
 
 
-def unit_filters(matrix: np.ndarray, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def filter_graph_levels(
+    weights: Sequence[Tensor], gammas: Sequence[float | Sequence[float]], *, check_finite: bool = True
+) -> list[FilterGraphs]:
+    """Filter graphs at several thresholds; see :func:`srr_ext.ops.filter_graph_levels`.
+
+    Parameters
+    ----------
+    weights : sequence of Tensor, shape [n_filters, ...] each
+        One per layer, float16, bfloat16, float32 or float64.
+    gammas : sequence of float, or of sequences of float
+        For each level its distance threshold, or its thresholds, one per layer.
+    check_finite : bool, default True
+        Whether to refuse weights that are NaN or infinite.
+
+    Returns
+    -------
+    list of FilterGraphs
+        For each level, what `filter_graphs` returns for its threshold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or a weight is not finite.
+    """
+    return [filter_graphs(weights, gamma, check_finite=check_finite) for gamma in gammas]
+
+
+def unit_filters(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Divide filters by their length.
 
     Each filter is first scaled by a power of two, which is exact, so that its squares neither overflow nor vanish.
@@ -73,9 +108,7 @@ def unit_filters(matrix: np.ndarray, layer: int = 0) -> tuple[np.ndarray, np.nda
     Parameters
     ----------
     matrix : ndarray of float64, shape [n_filters, fan_in]
-        One filter per row.
-    layer : int, default 0
-        Index of the layer, for the error message.
+        One filter per row, all finite.
 
     Returns
     -------
@@ -83,15 +116,7 @@ def unit_filters(matrix: np.ndarray, layer: int = 0) -> tuple[np.ndarray, np.nda
         Rows of length 1; a zero filter stays zero.
     lengths : ndarray of float64, shape [n_filters]
         Length of each scaled filter; 0 for a zero filter.
-
-    Raises
-    ------
-    ValueError
-        If a weight is not finite.
     """
-    unfit = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if len(unfit):
-        raise ValueError(not_finite_message(layer, int(unfit[0])))
     _, exponent = np.frexp(np.abs(matrix).max(axis=1, initial=0.0))
     scaled = matrix * np.ldexp(1.0, -np.clip(exponent, -1000, 1000))[:, None]
     lengths = np.sqrt(lane_sum(scaled**2))

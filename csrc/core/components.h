@@ -6,19 +6,29 @@
 namespace srr {
 
 // Breadth-first search from each vertex not seen yet, on bit rows: a whole frontier's neighbours are the OR of its
-// rows, so every row is read once, n * stride words in all. Uses all three sets of the workspace.
+// rows, so a search reads every row once. Vertices without an edge, often most of them, are counted beforehand, all
+// members at once. Uses all three sets of the workspace.
 template <class Team>
 SRR_HOST_DEVICE int64_t components(Team& team, const BitGraph& graph, const Workspace& space) {
   uint64_t* unseen = space.sets[0];
   uint64_t* frontier = space.sets[1];
   uint64_t* next = space.sets[2];
-  fill_set(team, graph.n, unseen);
-  int64_t count = 0;
-  for (int64_t w = 0; w < graph.stride;) {
-    if (unseen[w] == 0) {
-      ++w;
-      continue;
+  clear_set(team, graph.n, unseen);
+  int64_t alone = 0;
+  team.for_each(graph.n, [&](int64_t v) {
+    const uint64_t* row = graph.row(v);
+    uint64_t any = 0;
+    for (int64_t w = 0; w < graph.stride; ++w) any |= row[w];
+    if (any == 0) {
+      ++alone;
+    } else {
+      team.atomic_or(&unseen[word_of(v)], bit_of(v));
     }
+  });
+  int64_t count = team.reduce_sum(alone);
+  for (int64_t w = 0;;) {
+    w = team.first_where(w, graph.stride, [&](int64_t q) { return unseen[q] != 0; });
+    if (w == graph.stride) return count;
     const uint64_t start = unseen[w] & (~unseen[w] + 1);
     ++count;
     team.sync();  // all members have read `unseen` before any of them changes it
@@ -50,7 +60,6 @@ SRR_HOST_DEVICE int64_t components(Team& team, const BitGraph& graph, const Work
       team.sync();
     }
   }
-  return count;
 }
 
 }  // namespace srr

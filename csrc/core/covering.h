@@ -24,31 +24,19 @@ SRR_HOST_DEVICE void alive_degrees(Team& team, const BitGraph& graph, const uint
 }
 
 // Lists the vertices with an edge by degree, highest first, ties to the lowest index; returns how many there are.
-// A single member sorts by counting, in 3n steps; several find the rank of each vertex on their own, in n steps each.
+// Sorts by counting, in about 3n steps that the members share. counts: [n + 1].
 template <class Team>
 SRR_HOST_DEVICE int64_t order_by_degree(Team& team, int64_t n, const int32_t* degree, int32_t* order, int32_t* counts) {
-  int64_t listed = 0;
-  if (team.size() == 1) {
-    for (int64_t d = 0; d <= n; ++d) counts[d] = 0;
-    for (int64_t v = 0; v < n; ++v) counts[degree[v] > 0 ? degree[v] : 0] += 1;
-    for (int64_t d = n; d > 0; --d) {
-      const int32_t here = counts[d];
-      counts[d] = static_cast<int32_t>(listed);
-      listed += here;
-    }
-    for (int64_t v = 0; v < n; ++v) {
-      if (degree[v] > 0) order[counts[degree[v]]++] = static_cast<int32_t>(v);
-    }
-    return listed;
-  }
+  const auto place = [&](int64_t v) { return degree[v] > 0 ? static_cast<int32_t>(n) - degree[v] : -1; };
+  team.for_each(n + 1, [&](int64_t p) { counts[p] = 0; });
+  team.sync();
   team.for_each(n, [&](int64_t v) {
-    if (degree[v] <= 0) return;
-    int64_t rank = 0;
-    for (int64_t u = 0; u < n; ++u) rank += degree[u] > degree[v] || (degree[u] == degree[v] && u < v);
-    order[rank] = static_cast<int32_t>(v);
-    ++listed;
+    if (place(v) >= 0) team.atomic_add(&counts[place(v)], 1);
   });
-  return team.reduce_sum(listed);
+  team.sync();
+  team.exclusive_sum(n + 1, counts);
+  team.number_by(n, place, counts, [&](int64_t v, int32_t rank) { order[rank] = static_cast<int32_t>(v); });
+  return counts[n];  // the place of degree 0, where no vertex went: the sum of all others
 }
 
 // covered |= the ball around `centre` in the graph of the alive vertices (radius 1 or 2).
@@ -76,15 +64,14 @@ SRR_HOST_DEVICE int64_t greedy_centres(Team& team, const BitGraph& graph, const 
   team.sync();  // all members have finished with `covered` as an earlier cover left it
   clear_set(team, graph.n, covered);
   int64_t centres = 0;
-  for (int64_t p = 0; p < listed; ++p) {
-    const int64_t v = order[p];
-    if (contains(covered, v)) continue;
+  for (int64_t p = 0;; ++p) {
+    p = team.first_where(p, listed, [&](int64_t q) { return !contains(covered, order[q]); });
+    if (p == listed) return centres;
     ++centres;
     team.sync();  // all members have read `covered` before any of them changes it
-    cover_ball(team, graph, alive, v, radius, covered);
+    cover_ball(team, graph, alive, order[p], radius, covered);
     team.sync();
   }
-  return centres;
 }
 
 // Greedy cover of the whole graph. Vertices without an edge are their own centres and are never listed.

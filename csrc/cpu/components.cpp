@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../layers.h"
 #include "clones.h"
 #include "jobs.h"
-#include "layers.h"
 
 namespace srr::cpu {
 namespace {

@@ -1,5 +1,5 @@
-// srr_ext::filter_graphs on the CPU: every layer's graph in one call, the products in single precision, every close
-// call in double.
+// srr_ext::filter_graphs on the CPU: every layer's graph at one threshold or several in one call, the products in
+// single precision and once, every close call in double.
 //
 // A pair is an edge iff |v_i - v_j|^2 <= gamma^2 n, that is cos >= 1 - gamma^2 n / 2. Blocks of one triangle of the
 // cosine matrix are computed and turned into bits at once, so at most kBlock x kBlock cosines per thread exist. A
@@ -16,10 +16,11 @@
 #include <tuple>
 
 #include "../core/bit_graph.h"
+#include "../core/threshold.h"
+#include "../layers.h"
 #include "clones.h"
 #include "cosine_tile.h"
 #include "jobs.h"
-#include "layers.h"
 #include "unit_filters.h"
 
 namespace srr::cpu {
@@ -40,18 +41,6 @@ double cosine_error(int64_t fan_in) {
   return static_cast<double>(std::min(fan_in, kChunk) + chunks + 2 + 4) * 0x1p-24;
 }
 
-struct Threshold {
-  float none, edge;  // a cosine below `none` is no edge, one above `edge` is one, between them nothing is known
-  double squared;    // the definition: |v_i - v_j|^2 <= squared
-
-  Threshold(double gamma, int64_t fan_in) : squared(gamma * gamma * static_cast<double>(fan_in)) {
-    const double cosine = std::max(1 - squared / 2, -4.0);  // -4 is as good as minus infinity
-    const double error = cosine_error(fan_in);
-    none = std::nextafter(static_cast<float>(cosine - error), -std::numeric_limits<float>::infinity());
-    edge = std::nextafter(static_cast<float>(cosine + error), std::numeric_limits<float>::infinity());
-  }
-};
-
 // Transposes a 64 x 64 bit matrix in place: swap quadrants, then their quadrants, and so on.
 void transpose(uint64_t* rows) {
   uint64_t mask = 0x00000000FFFFFFFFull;
@@ -64,17 +53,17 @@ void transpose(uint64_t* rows) {
   }
 }
 
+// A layer's graph at one threshold.
+struct Level {
+  Threshold threshold;
+  uint64_t* words;  // [n, words_for(n)]
+};
+
 // One layer. Base of the typed ones, so that layers of several types can share a list of jobs.
 class Layer {
  public:
-  Layer(int64_t n, int64_t fan_in, double gamma, uint64_t* words, uint8_t* kinds)
-      : n_(n),
-        fan_in_(fan_in),
-        threshold_(gamma, fan_in),
-        words_(words),
-        kinds_(kinds),
-        measured_(n),
-        regular_(words_for(n)) {}
+  Layer(int64_t n, int64_t fan_in, std::vector<Level> levels, uint8_t* kinds)
+      : n_(n), fan_in_(fan_in), levels_(std::move(levels)), kinds_(kinds), measured_(n), regular_(words_for(n)) {}
   virtual ~Layer() = default;
 
   int64_t panels() const { return (n_ + kPanel - 1) / kPanel; }
@@ -84,7 +73,7 @@ class Layer {
 
   // Measures and packs panel p into the layer's place in the scratch.
   virtual void pack(int64_t p, float* packed) = 0;
-  // Rows of block I against rows of block J >= I: writes words J of rows I and words I of rows J.
+  // Rows of block I against rows of block J >= I: writes words J of rows I and words I of rows J, at every level.
   virtual void join(int64_t block_i, int64_t block_j, const float* packed) = 0;
 
   // After all panels are packed, before any block is joined.
@@ -96,8 +85,7 @@ class Layer {
 
  protected:
   int64_t n_, fan_in_;
-  Threshold threshold_;
-  uint64_t* words_;
+  std::vector<Level> levels_;
   uint8_t* kinds_;
   std::vector<UnitFilter> measured_;
   std::vector<uint64_t> regular_;  // the filters that may have edges
@@ -108,6 +96,27 @@ SRR_CPU_CLONES void measure_and_pack(const UnitFilters<T>& filters, int64_t firs
                                      float* panel) {
   for (int64_t v = first; v < std::min(first + kPanel, filters.n); ++v) kinds[v] = filters.measure(v, measured + v);
   filters.pack(first, measured, panel);
+}
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Range {
+  float least, most;
+};
+
+// Least and most of 64 x 64 cosines: where a threshold lies beyond them, one comparison settles all pairs.
+SRR_CPU_CLONES Range range_of(const float* cosines) {
+  float least[kWordBits], most[kWordBits];
+  std::copy_n(cosines, kWordBits, least);
+  std::copy_n(cosines, kWordBits, most);
+  for (int r = 1; r < kWordBits; ++r) {
+    const float* row = cosines + r * kBlock;
+    for (int s = 0; s < kWordBits; ++s) {
+      least[s] = std::min(least[s], row[s]);
+      most[s] = std::max(most[s], row[s]);
+    }
+  }
+  return {*std::min_element(least, least + kWordBits), *std::max_element(most, most + kWordBits)};
 }
 
 // Bits of 64 x 64 cosines: bit s of edges[r] iff surely an edge, of unsure[r] iff too close to call.
@@ -153,8 +162,8 @@ class UnitCache {
 template <class T>
 class TypedLayer final : public Layer {
  public:
-  TypedLayer(const T* weights, int64_t n, int64_t fan_in, double gamma, uint64_t* words, uint8_t* kinds)
-      : Layer(n, fan_in, gamma, words, kinds), filters_{weights, n, fan_in} {}
+  TypedLayer(const T* weights, int64_t n, int64_t fan_in, std::vector<Level> levels, uint8_t* kinds)
+      : Layer(n, fan_in, std::move(levels), kinds), filters_{weights, n, fan_in} {}
 
   void pack(int64_t p, float* packed) override {
     measure_and_pack(filters_, p * kPanel, measured_.data(), kinds_, packed + p * kPanel * fan_in_);
@@ -188,48 +197,74 @@ class TypedLayer final : public Layer {
     }
   }
 
-  // The 64 x 64 pairs of one word of rows and one word of columns, and their mirror image.
-  void decide(int64_t word_i, int64_t word_j, const float* cosines) {
-    uint64_t edges[kWordBits], unsure[kWordBits];
-    UnitCache<T> units(filters_, measured_.data());
-    compare(cosines, threshold_, edges, unsure);
+  // The 64 x 64 pairs of one word of rows and one word of columns, at every level.
+  void decide(int64_t word_i, int64_t word_j, float* cosines) {
+    uint64_t pairs[kWordBits];
     for (int64_t r = 0; r < kWordBits; ++r) {
       const int64_t i = word_i * kWordBits + r;
-      uint64_t pairs = i < n_ && contains(regular_.data(), i) ? regular_[word_j] : 0;
-      if (word_i == word_j) pairs &= ~(bit_of(r) | (bit_of(r) - 1));  // columns after r
-      edges[r] &= pairs;
-      for_each_bit(unsure[r] & pairs, word_j, [&](int64_t j) {
-        if (units.distance(i, j) <= threshold_.squared) edges[r] |= bit_of(j);
-      });
+      pairs[r] = i < n_ && contains(regular_.data(), i) ? regular_[word_j] : 0;
+      if (word_i == word_j) pairs[r] &= ~(bit_of(r) | (bit_of(r) - 1));  // columns after r
     }
+    Range range = {-kInfinity, kInfinity};
+    if (levels_.size() > 1) {
+      // No filter is compared with itself: its cosine of 1 would only widen the range.
+      for (int64_t r = 0; r < kWordBits && word_i == word_j; ++r) cosines[r * kBlock + r] = 0;
+      range = range_of(cosines);
+    }
+    UnitCache<T> units(filters_, measured_.data());
+    for (const Level& level : levels_) {
+      uint64_t edges[kWordBits] = {}, unsure[kWordBits];
+      if (range.least > level.threshold.edge) {
+        std::copy_n(pairs, kWordBits, edges);
+      } else if (range.most >= level.threshold.none) {
+        compare(cosines, level.threshold, edges, unsure);
+        for (int64_t r = 0; r < kWordBits; ++r) {
+          edges[r] &= pairs[r];
+          for_each_bit(unsure[r] & pairs[r], word_j, [&](int64_t j) {
+            if (units.distance(word_i * kWordBits + r, j) <= level.threshold.squared) edges[r] |= bit_of(j);
+          });
+        }
+      }
+      store(word_i, word_j, edges, level.words);
+    }
+  }
+
+  // Writes the bits of a tile and of its mirror image.
+  void store(int64_t word_i, int64_t word_j, uint64_t* edges, uint64_t* words) const {
     uint64_t mirror[kWordBits];
     std::copy_n(edges, kWordBits, mirror);
     transpose(mirror);
     if (word_i == word_j) {
       for (int r = 0; r < kWordBits; ++r) edges[r] |= mirror[r];
     } else {
-      store(word_j, word_i, mirror);
+      store_rows(word_j, word_i, mirror, words);
     }
-    store(word_i, word_j, edges);
+    store_rows(word_i, word_j, edges, words);
   }
 
-  void store(int64_t row_word, int64_t column_word, const uint64_t* rows) {
+  void store_rows(int64_t row_word, int64_t column_word, const uint64_t* rows, uint64_t* words) const {
     const int64_t first = row_word * kWordBits;
     for (int64_t r = 0; r < std::min(kWordBits, n_ - first); ++r) {
-      words_[(first + r) * words_for(n_) + column_word] = rows[r];
+      words[(first + r) * words_for(n_) + column_word] = rows[r];
     }
   }
 
   UnitFilters<T> filters_;
 };
 
-std::unique_ptr<Layer> make_layer(const Tensor& weight, double gamma, uint64_t* words, uint8_t* kinds) {
+std::unique_ptr<Layer> make_layer(const Tensor& weight, const std::vector<double>& gammas, uint64_t* words,
+                                  int64_t words_per_level, uint8_t* kinds) {
   const int64_t n = weight.size(0);
   const int64_t fan_in = n == 0 ? 0 : weight.numel() / n;
+  std::vector<Level> levels;
+  for (const double gamma : gammas) {
+    levels.push_back({Threshold(gamma, fan_in, cosine_error(fan_in)), words});
+    words += words_per_level;
+  }
   const void* data = weight.const_data_ptr();
   const auto typed = [&](auto zero) -> std::unique_ptr<Layer> {
     using T = decltype(zero);
-    return std::make_unique<TypedLayer<T>>(static_cast<const T*>(data), n, fan_in, gamma, words, kinds);
+    return std::make_unique<TypedLayer<T>>(static_cast<const T*>(data), n, fan_in, levels, kinds);
   };
   switch (weight.scalar_type()) {
     case ScalarType::Float:
@@ -275,9 +310,16 @@ void build_together(const std::vector<Layer*>& layers, std::vector<float>& scrat
            [&](int64_t k) { joins[k].layer->join(joins[k].i, joins[k].j, joins[k].packed); });
 }
 
-// weights: [n, ...] each -> words int64 [sum of n * ceil(n / 64)], kinds uint8 [sum of n] (FilterKind)
-std::tuple<Tensor, Tensor> filter_graphs(const std::vector<Tensor>& weights, double gamma) {
-  STD_TORCH_CHECK(std::isfinite(gamma) && gamma >= 0, "gamma must be finite and at least 0, got ", gamma);
+// weights: [n, ...] each, gammas: [n_levels * n_layers] -> words int64 [n_levels * sum of n * ceil(n / 64)], kinds
+// uint8 [sum of n] (FilterKind)
+std::tuple<Tensor, Tensor> filter_graphs(const std::vector<Tensor>& weights, const std::vector<double>& gammas) {
+  const int64_t n_layers = static_cast<int64_t>(weights.size()), n_gammas = static_cast<int64_t>(gammas.size());
+  const int64_t n_levels = n_layers == 0 ? 0 : n_gammas / n_layers;
+  STD_TORCH_CHECK(n_gammas == n_levels * n_layers && (n_levels > 0 || n_layers == 0),
+                  "gammas must have one entry per layer, for each level, got ", n_gammas, " for ", n_layers, " layers");
+  for (const double gamma : gammas) {
+    STD_TORCH_CHECK(std::isfinite(gamma) && gamma >= 0, "gamma must be finite and at least 0, got ", gamma);
+  }
   std::vector<Tensor> sources;  // contiguous, and kept alive until the end
   int64_t n_words = 0, n_filters = 0;
   for (const Tensor& weight : weights) {
@@ -288,15 +330,19 @@ std::tuple<Tensor, Tensor> filter_graphs(const std::vector<Tensor>& weights, dou
     n_words += weight.size(0) * words_for(weight.size(0));
     n_filters += weight.size(0);
   }
-  Tensor words = torch::stable::empty({n_words}, ScalarType::Long);
+  STD_TORCH_CHECK(n_words <= std::numeric_limits<int64_t>::max() / std::max<int64_t>(1, n_levels),
+                  "weights must describe no more words than int64 can count");
+  Tensor words = torch::stable::empty({n_levels * n_words}, ScalarType::Long);
   Tensor kinds = torch::stable::empty({n_filters}, ScalarType::Byte);
   uint64_t* word = static_cast<uint64_t*>(words.mutable_data_ptr());
   uint8_t* kind = static_cast<uint8_t*>(kinds.mutable_data_ptr());
 
   std::vector<std::unique_ptr<Layer>> layers;
-  for (const Tensor& source : sources) {
-    const int64_t n = source.size(0);
-    layers.push_back(make_layer(source, gamma, word, kind));
+  for (int64_t i = 0; i < n_layers; ++i) {
+    const int64_t n = sources[i].size(0);
+    std::vector<double> of_layer;
+    for (int64_t level = 0; level < n_levels; ++level) of_layer.push_back(gammas[level * n_layers + i]);
+    layers.push_back(make_layer(sources[i], of_layer, word, n_words, kind));
     word += n * words_for(n);
     kind += n;
   }

@@ -4,9 +4,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../layers.h"
 #include "clones.h"
 #include "jobs.h"
-#include "layers.h"
 
 namespace srr::cpu {
 namespace {
@@ -22,25 +22,22 @@ struct Stretch {
 };
 
 SRR_CPU_CLONES void layer_components(BitGraph graph, const int64_t* order, int64_t limit, uint64_t* scratch,
-                                     double* values) {
+                                     int32_t* counts) {
   SerialTeam team;
-  components_along(team, graph, order, limit, Workspace::carve(scratch, graph.n), values);
+  components_along(team, graph, order, limit, Workspace::carve(scratch, graph.n), counts);
 }
 
-SRR_CPU_CLONES void layer_redundancy(BitGraph graph, const int64_t* order, int64_t first, int64_t last,
-                                     double component_weight, double cover_weight, uint64_t* scratch, double* values) {
+SRR_CPU_CLONES void layer_covers(BitGraph graph, const int64_t* order, int64_t first, int64_t last, uint64_t* scratch,
+                                 int32_t* upper, int32_t* lower) {
   SerialTeam team;
-  redundancy_along(team, graph, order, first, last, component_weight, cover_weight, Workspace::carve(scratch, graph.n),
-                   values);
+  covers_along(team, graph, order, first, last, Workspace::carve(scratch, graph.n), upper, lower);
 }
 
 void check_permutation(const int64_t* order, int64_t n, int64_t layer) {
-  std::vector<bool> seen(n, false);
-  for (int64_t k = 0; k < n; ++k) {
-    STD_TORCH_CHECK(order[k] >= 0 && order[k] < n && !seen[order[k]], "orders of layer ", layer,
-                    " must be a permutation of 0 .. ", n - 1);
-    seen[order[k]] = true;
-  }
+  SerialTeam team;
+  std::vector<uint64_t> seen(words_for(n));
+  STD_TORCH_CHECK(is_permutation(team, order, n, seen.data()), "orders of layer ", layer,
+                  " must be a permutation of 0 .. ", n - 1);
 }
 
 // words int64 [sum of n * ceil(n / 64)], orders int64 [sum of n] -> float64 [sum of limits]
@@ -65,11 +62,12 @@ Tensor trajectories(const Tensor& words, const std::vector<int64_t>& n_filters, 
 
   Tensor values = torch::stable::empty({total}, ScalarType::Double);
   double* out = static_cast<double*>(values.mutable_data_ptr());
+  std::vector<int32_t> components(total), upper(total), lower(total);
   const std::vector<int64_t> widest = layers.widest_first();
   run_jobs(layers.size(), 64 * layers.total_words(), [&](int64_t job) {
     const int64_t i = widest[job];
     std::vector<uint64_t> scratch(Workspace::size(layers[i].n));
-    layer_components(layers[i], order + starts[i], limits[i], scratch.data(), out + outs[i]);
+    layer_components(layers[i], order + starts[i], limits[i], scratch.data(), components.data() + outs[i]);
   });
   std::vector<Stretch> stretches;
   double word_steps = 0;  // every removal passes over the rows that are left, at best a few words per nanosecond
@@ -82,8 +80,12 @@ Tensor trajectories(const Tensor& words, const std::vector<int64_t>& n_filters, 
   run_jobs(static_cast<int64_t>(stretches.size()), word_steps / 8, [&](int64_t job) {
     const auto [i, first, last] = stretches[job];
     std::vector<uint64_t> scratch(Workspace::size(layers[i].n));
-    layer_redundancy(layers[i], order + starts[i], first, last, component_weight, cover_weight, scratch.data(),
-                     out + outs[i]);
+    const int64_t at = outs[i];
+    layer_covers(layers[i], order + starts[i], first, last, scratch.data(), upper.data() + at, lower.data() + at);
+    for (int64_t k = first; k < last; ++k) {
+      out[at + k] =
+          redundancy(layers[i].n - k, components[at + k], upper[at + k], lower[at + k], component_weight, cover_weight);
+    }
   });
   return values;
 }

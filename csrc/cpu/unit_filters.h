@@ -1,8 +1,5 @@
-// Filters of one layer as unit vectors v = W / |W|, in single precision for speed and double for decisions.
-//
-// The double-precision arithmetic is the definition, shared operation by operation with srr_ext/reference.py: each
-// filter is scaled by a power of two (exact) so that squares neither overflow nor vanish, and sums run in eight
-// interleaved partial sums, added up from the first to the last. No step may be fused or reordered.
+// Filters of one layer as unit vectors v = W / |W|, in single precision for speed and double for decisions: there the
+// arithmetic is the definition's, see core/threshold.h.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +9,12 @@
 #include <limits>
 #include <type_traits>
 
+#include "../core/threshold.h"
 #include "cosine_tile.h"
 
 namespace srr::cpu {
 
-constexpr int64_t kLanes = 8;
 using Lanes = double[kLanes];
-
-enum FilterKind : uint8_t { kRegular = 0, kZero = 1, kNotFinite = 2 };
 
 struct UnitFilter {
   double scale;  // a power of two

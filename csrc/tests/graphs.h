@@ -95,6 +95,27 @@ inline int64_t brute_cover(const Matrix& m, const std::vector<bool>& alive, int 
   return centres;
 }
 
+// R after 0, 1, ... removals in the given order.
+inline std::vector<double> brute_trajectory(const Matrix& m, const std::vector<int64_t>& order, double component_weight,
+                                            double cover_weight) {
+  std::vector<bool> alive(m.size(), true);
+  std::vector<double> values;
+  for (size_t k = 0; k < order.size(); ++k) {
+    const double cover = static_cast<double>(brute_cover(m, alive, 1) + brute_cover(m, alive, 2)) / 2;
+    const double components = static_cast<double>(brute_components(m, alive));
+    values.push_back(static_cast<double>(order.size() - k) / (component_weight * components + cover_weight * cover));
+    alive[order[k]] = false;
+  }
+  return values;
+}
+
+inline std::vector<int64_t> random_order(int64_t n, std::mt19937_64& random) {
+  std::vector<int64_t> order(n);
+  for (int64_t k = 0; k < n; ++k) order[k] = k;
+  std::shuffle(order.begin(), order.end(), random);
+  return order;
+}
+
 // The covering number itself, by trying every set of vertices: for graphs of few vertices.
 inline int64_t covering_number(const Matrix& m) {
   const int64_t n = static_cast<int64_t>(m.size());

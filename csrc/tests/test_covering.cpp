@@ -41,6 +41,26 @@ void check_greedy(const Matrix& matrix, bool with_threads) {
   }
 }
 
+// order_by_degree, stable and complete, against the standard library's sort.
+void check_order(int64_t n, int64_t most, std::mt19937_64& random) {
+  std::vector<int32_t> degree(n), expected, counts(n + 1, -7);
+  for (int32_t& d : degree) d = static_cast<int32_t>(random() % (most + 2)) - 1;  // kDead .. most
+  for (int32_t v = 0; v < n; ++v) {
+    if (degree[v] > 0) expected.push_back(v);
+  }
+  std::stable_sort(expected.begin(), expected.end(), [&](int32_t a, int32_t b) { return degree[a] > degree[b]; });
+  for (const int64_t size : kTeams) {
+    std::vector<int32_t> order(n, -7);
+    const int64_t listed = run_team(
+        size, [&](ThreadTeam& team) { return order_by_degree(team, n, degree.data(), order.data(), counts.data()); });
+    CHECK(listed == static_cast<int64_t>(expected.size()), "n = %d, team of %d", static_cast<int>(n),
+          static_cast<int>(size));
+    CHECK(std::equal(expected.begin(), expected.end(), order.begin()) &&
+              std::count(order.begin(), order.end(), -7) == n - listed,
+          "n = %d, team of %d", static_cast<int>(n), static_cast<int>(size));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -56,6 +76,10 @@ int main() {
     for (const double density : {0.0, 1.0 / static_cast<double>(n), 4.0 / static_cast<double>(n), 0.3, 1.0}) {
       check_greedy(random_graph(n, density, random), true);
     }
+  }
+  for (const int64_t n : kSizes) {
+    for (const int64_t most : {int64_t{0}, int64_t{1}, n / 4, n - 1})
+      check_order(n, std::max<int64_t>(most, 0), random);
   }
   return 0;
 }

@@ -7,6 +7,7 @@
 #include "cpu/cosine_tile.h"
 #include "cpu/unit_filters.h"
 
+using namespace srr;
 using namespace srr::cpu;
 
 namespace {

@@ -39,6 +39,20 @@ class ThreadTeam {
     return sum;
   }
   void atomic_or(uint64_t* word, uint64_t bits) const { std::atomic_ref<uint64_t>(*word).fetch_or(bits); }
+  void atomic_add(int32_t* count, int32_t x) const { std::atomic_ref<int32_t>(*count).fetch_add(x); }
+  template <class F>
+  int64_t first_where(int64_t begin, int64_t end, const F& f) const {
+    return SerialTeam().first_where(begin, end, f);
+  }
+  void exclusive_sum(int64_t n, int32_t* x) const {
+    if (rank_ == 0) SerialTeam().exclusive_sum(n, x);
+    sync();
+  }
+  template <class Key, class F>
+  void number_by(int64_t n, const Key& key, int32_t* next, const F& f) const {
+    if (rank_ == 0) SerialTeam().number_by(n, key, next, f);
+    sync();
+  }
 
  private:
   int64_t rank_, size_;

@@ -12,6 +12,7 @@ from srr_ext.allocators.schedule import Schedule
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.cost import CostModel, Target
 from srr_ext.criteria import SelectorContext
+from srr_ext.graph import Distance
 from srr_ext.progress import Progress, silent
 from srr_ext.registry import Registry
 
@@ -49,6 +50,8 @@ class AllocatorContext(SelectorContext):
         For each group, the order in which its vertices would go, and where that has to stop.
     gamma : float or "auto"
         Distance threshold of filter graphs.
+    distance : {"rms", "euclidean"}
+        What is compared with it, see `srr_ext.graph.group_graphs`.
     node_order : {"selector", "random", "degree"}
         Order in which redundancy trajectories remove vertices.
     progress : Progress, optional
@@ -63,12 +66,14 @@ class AllocatorContext(SelectorContext):
         *,
         schedules: Sequence[Schedule],
         gamma: float | Literal["auto"] = "auto",
+        distance: Distance = "rms",
         node_order: NodeOrder = "selector",
         progress: Progress | None = None,
     ) -> None:
         super().__init__(model, example_inputs, seed)
         self.schedules = tuple(schedules)
         self.gamma = gamma
+        self.distance = distance
         self.node_order = node_order
         self.progress = progress or silent()
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from srr_ext.allocators.base import Allocation, Allocator, AllocatorContext, NodeOrder, get_allocator
@@ -16,7 +15,9 @@ from srr_ext.allocators.schedule import Floor, Schedule, make_schedules
 from srr_ext.channels.records import ChannelAnalysis, ChannelGroup
 from srr_ext.cost import CostModel, Target
 from srr_ext.criteria import Selector, SelectorContext, get_selector
+from srr_ext.graph import Distance, check_distance
 from srr_ext.progress import Progress
+from srr_ext.transfers import to_host
 
 DEFAULT_FLOOR = 0.1
 
@@ -31,6 +32,7 @@ def decide(
     target: Target,
     *,
     gamma: float | Literal["auto"] = "auto",
+    distance: Distance = "rms",
     floor: Floor = DEFAULT_FLOOR,
     round_to: int = 1,
     node_order: NodeOrder = "selector",
@@ -57,6 +59,8 @@ def decide(
         What has to be reached.
     gamma : float or "auto", default "auto"
         Distance threshold of filter graphs, for allocators that use them.
+    distance : {"rms", "euclidean"}, default "rms"
+        What is compared with it, see `srr_ext.graph.group_graphs`.
     floor : float, default 0.1
         Share of every group that stays whatever the target, in [0, 1); one vertex always stays.
     round_to : int, default 1
@@ -93,6 +97,7 @@ def decide(
         example_inputs,
         selector,
         gamma=gamma,
+        distance=distance,
         floor=floor,
         round_to=round_to,
         node_order=node_order,
@@ -117,6 +122,7 @@ def prepare(
     selector: str | Selector,
     *,
     gamma: float | Literal["auto"] = "auto",
+    distance: Distance = "rms",
     floor: Floor = DEFAULT_FLOOR,
     round_to: int = 1,
     node_order: NodeOrder = "selector",
@@ -125,13 +131,21 @@ def prepare(
 ) -> tuple[list[Tensor], AllocatorContext]:
     """Score all groups and make the context of their allocation; parameters and errors are those of `decide`."""
     _check_options(floor, round_to, node_order, seed)
+    check_distance(distance)
     scores = get_selector(selector)(groups, SelectorContext(model, example_inputs, seed))
     if len(scores) != len(groups):
         raise ValueError(f"selector {selector!r} must score {len(groups)} groups, got {len(scores)} tensors")
-    importance = [_check_importance(group, score, selector) for group, score in zip(groups, scores, strict=True)]
+    importance = _check_importance(groups, scores, selector)
     schedules = make_schedules(groups, [score.numpy() for score in importance], floor, round_to)
     context = AllocatorContext(
-        model, example_inputs, seed, schedules=schedules, gamma=gamma, node_order=node_order, progress=progress
+        model,
+        example_inputs,
+        seed,
+        schedules=schedules,
+        gamma=gamma,
+        distance=distance,
+        node_order=node_order,
+        progress=progress,
     )
     return importance, context
 
@@ -167,17 +181,24 @@ def _check_options(floor: Floor, round_to: int, node_order: str, seed: int) -> N
         raise ValueError(f"node_order must be one of {', '.join(get_args(NodeOrder))}, got {node_order!r}")
 
 
-def _check_importance(group: ChannelGroup, score: Tensor, selector: str | Selector) -> Tensor:
-    if not isinstance(score, Tensor):
-        got = type(score).__name__
-        raise TypeError(f"selector {selector!r} must return tensors, got {got} for group {group.name!r}")
-    score = score.detach().to("cpu", torch.float64)
-    if score.shape != (group.size,):
-        want, got = [group.size], list(score.shape)
-        raise ValueError(f"selector {selector!r} must score group {group.name!r} with shape {want}, got {got}")
-    if not bool(score.isfinite().all()):
-        raise ValueError(f"selector {selector!r} scores group {group.name!r} with infinity or NaN: check the weights")
-    return score
+def _check_importance(
+    groups: Sequence[ChannelGroup], scores: Sequence[Tensor], selector: str | Selector
+) -> list[Tensor]:
+    """Return the scores as float64 on the CPU, where the order of removal is made."""
+    for group, score in zip(groups, scores, strict=True):
+        if not isinstance(score, Tensor):
+            got = type(score).__name__
+            raise TypeError(f"selector {selector!r} must return tensors, got {got} for group {group.name!r}")
+        if score.shape != (group.size,):
+            want, shape = [group.size], list(score.shape)
+            raise ValueError(f"selector {selector!r} must score group {group.name!r} with shape {want}, got {shape}")
+    importance = [score.double() for score in to_host(*(score.detach() for score in scores))]
+    for group, score in zip(groups, importance, strict=True):
+        if not bool(score.isfinite().all()):
+            raise ValueError(
+                f"selector {selector!r} scores group {group.name!r} with infinity or NaN: check the weights"
+            )
+    return importance
 
 
 def _settled_counts(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from srr_ext.allocators.base import Allocation, AllocatorContext, register_allocator
@@ -15,7 +14,7 @@ from srr_ext.allocators.gamma import JUST_ABOVE_ONE, redundancy_trajectories, sm
 from srr_ext.allocators.merge import merge
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.cost import CostModel, Target
-from srr_ext.graph import check_gamma, group_graphs, group_matrices, subgraphs
+from srr_ext.graph import check_gamma, group_graphs, group_matrices
 from srr_ext.redundancy import COMPONENT_WEIGHT, GroupRedundancy, measure
 
 
@@ -75,8 +74,8 @@ class StructuralRedundancy:
         weight = self.component_weight
         matrices = group_matrices(groups, context.model)
         auto = context.gamma == "auto"
-        gamma = smallest_gamma(groups, matrices, cost, target, context, weight) if auto else check_gamma(context.gamma)
-        graphs = group_graphs(groups, matrices, gamma)
+        gamma = smallest_gamma(groups, matrices, cost, target, context) if auto else check_gamma(context.gamma)
+        graphs = group_graphs(groups, matrices, gamma, context.distance)
         values = redundancy_trajectories(groups, graphs, context, weight)
         counts = merge(groups, values, cost, target, context)
         removed = [group.size - count for group, count in zip(groups, counts, strict=True)]
@@ -88,9 +87,8 @@ class StructuralRedundancy:
                 stacklevel=4,  # this function, decide, make_plan, whoever called it
             )
         kept = [schedule.kept(count) for schedule, count in zip(context.schedules, counts, strict=True)]
-        rest = [matrix[torch.from_numpy(vertices)] for matrix, vertices in zip(matrices, kept, strict=True)]
         before = measure(groups, matrices, graphs, weight)
-        after = measure(groups, rest, subgraphs(graphs, kept), weight)
+        after = measure(groups, matrices, graphs.subgraphs(kept), weight)
         info = {
             "gamma": gamma,
             "gamma_chosen": "auto" if auto else "given",

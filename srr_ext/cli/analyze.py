@@ -39,7 +39,15 @@ def show(config: AnalyzeConfig, console: Console) -> None:
     example = images.example()
     with blame(flag_of(next(iter(config.target))), AnalyzeConfig):
         analysis = analyze_channels(network, example, ignored=config.ignored)
-        report = analyze(network, example, config.gamma, streams=config.streams, analysis=analysis, **config.target)
+        report = analyze(
+            network,
+            example,
+            config.gamma,
+            streams=config.streams,
+            distance=config.distance,
+            analysis=analysis,
+            **config.target,
+        )
     console.print(redundancy_table(report))
     if report.pins:
         console.print(pin_table(report.pins))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from srr_ext.channels.records import ChannelGroup
-from srr_ext.filters import channel_weights, raw_filters
+from srr_ext.filters import arrange, channel_weights, planning_device, raw_filters
 from srr_ext.registry import Registry
 
 
@@ -33,13 +34,18 @@ class SelectorContext:
         self.example_inputs = example_inputs
         self.seed = seed
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is planned for, and importance best computed: see `srr_ext.filters.planning_device`."""
+        return planning_device(self.model)
+
     def weights(self, module: str) -> Tensor:
-        """Weights of a module's output channels, float64 [n_out, fan_in], on the CPU."""
-        return channel_weights(self.model.get_submodule(module)).cpu().double()
+        """Weights of a module's output channels, float64 [n_out, fan_in], on `device`."""
+        return channel_weights(self.model.get_submodule(module)).to(self.device).double()
 
     def filters(self, group: ChannelGroup) -> Tensor:
-        """All weights that make each vertex of a group, float64 [group.size, fan_in], on the CPU."""
-        return raw_filters(group, self.model)
+        """All weights that make each vertex of a group, float64 [group.size, fan_in], on `device`."""
+        return raw_filters(group, self.model, self.device)
 
     def vertex_sum(self, group: ChannelGroup, scores: dict[str, Tensor]) -> Tensor:
         """Add up channel scores over each vertex.
@@ -54,13 +60,14 @@ class SelectorContext:
         Returns
         -------
         Tensor of float64, shape [group.size]
-            For each vertex, the sum over all producers' channels that belong to it.
+            For each vertex, the sum over all producers' channels that belong to it, added up in their order, so that
+            the same scores give the same bytes; on the device of the first producer's scores.
         """
-        total = torch.zeros(group.size, dtype=torch.float64)
+        total = scores[group.producers[0].module].new_zeros(group.size, dtype=torch.float64)
         for member in group.producers:
-            vertex = torch.as_tensor(member.vertex)
-            present = vertex >= 0
-            total.index_add_(0, vertex[present], scores[member.module].cpu().double()[present])
+            columns = scores[member.module].to(total.device).double()[:, None]
+            for column in arrange(columns, member.vertex, group.size).unbind(1):
+                total = total + column
         return total
 
     def generator(self, *key: str) -> np.random.Generator:
@@ -73,7 +80,7 @@ class Selector(Protocol):
     """Says which vertices of each group matter; the least important go first."""
 
     def __call__(self, groups: Sequence[ChannelGroup], context: SelectorContext, /) -> list[Tensor]:
-        """Return for each group the importance of its vertices, float64 [group.size], higher = keep."""
+        """Return for each group the importance of its vertices, float64 [group.size], higher = keep, on any device."""
         ...
 
 

@@ -45,7 +45,7 @@ def fpgm(groups: Sequence[ChannelGroup], context: SelectorContext) -> list[Tenso
 def _distance_sums(filters: Tensor) -> Tensor:
     """Sum the rows of the distance matrix; norms of true differences, so that duplicates are 0 apart and tie."""
     n = len(filters)
-    rows, columns = torch.triu_indices(n, n, offset=1)
-    distances = torch.zeros(n, n, dtype=torch.float64)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=filters.device)
+    distances = filters.new_zeros(n, n)
     distances[rows, columns] = torch.pdist(filters)
     return (distances + distances.T).sum(1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.filters import filter_parts
+from srr_ext.graph import Distance
 from srr_ext.ops import FilterGraphs, components, covering
 from srr_ext.redundancy import redundancy
 from srr_ext.reference import unit_filters
@@ -35,8 +36,8 @@ class Distances:
 
     Notes
     -----
-    Of two rows with p parts and n weights, :math:`\lVert u_i - u_j \rVert \sqrt{p / n}` with :math:`u = W / \lVert W
-    \rVert`; see `srr_ext.graph.group_graphs`.
+    Of two rows with p parts and n weights, :math:`\lVert u_i - u_j \rVert \sqrt{p / n}` (rms) or
+    :math:`\lVert u_i - u_j \rVert` (euclidean) with :math:`u = W / \lVert W \rVert`; see `srr_ext.graph.group_graphs`.
     """
 
     squared: np.ndarray
@@ -44,7 +45,7 @@ class Distances:
     complete_gamma: float | None
 
     @classmethod
-    def of(cls, group: ChannelGroup, matrix: Tensor) -> Distances:
+    def of(cls, group: ChannelGroup, matrix: Tensor, distance: Distance = "rms") -> Distances:
         """Measure a group.
 
         Parameters
@@ -53,9 +54,11 @@ class Distances:
             The group.
         matrix : Tensor, shape [group.size, fan_in]
             Its filters, see `srr_ext.graph.group_matrices`.
+        distance : {"rms", "euclidean"}, default "rms"
+            What gamma bounds.
         """
         units, lengths = unit_filters(matrix.double().numpy())
-        scale = filter_parts(group) / max(matrix.shape[1], 1)
+        scale = filter_parts(group) / max(matrix.shape[1], 1) if distance == "rms" else 1.0
         alive = lengths > 0
         squared = np.clip(2 - 2 * (units @ units.T), 0, None) * scale
         squared[~alive] = np.inf

@@ -12,6 +12,10 @@ from typing import Any
 from srr_ext.report import figures
 from srr_ext.report.graph_figure import graph_figure
 
+_BOUNDED = {
+    "rms": "the distance of two filters of length 1, divided by the square root of their number of weights",
+    "euclidean": "the distance of two filters of length 1",
+}
 _NO_STRUCTURE = "The run folder has no structure.json, so this cannot be shown."
 
 
@@ -134,12 +138,13 @@ def redundancy(structure: Mapping[str, Any]) -> Picture | Missing:
     groups = [group for group in structure["groups"] if group["before"] and group["after"]]
     if not groups:
         return Missing(f"No redundancy was measured: {structure['gamma_note'] or 'there is no group of channels'}.")
+    bounded = _BOUNDED[structure.get("distance", "rms")]
     redundant = [sum(round(g[when]["redundancy"], 9) > 1 for g in groups) for when in ("before", "after")]
     caption = (
         f"Each row is a group of channels that go together, named after the layer that makes them. Redundancy R is how "
         f"many times more filters there are than are needed to describe them; at 1 no filter is near another. "
         f"{redundant[0]} of {len(groups)} groups were redundant before pruning, {redundant[1]} are afterwards. "
-        f"Gamma {structure['gamma']:.4g} is {structure['gamma_note']}."
+        f"Gamma {structure['gamma']:.4g} is {structure['gamma_note']}; it bounds {bounded}."
     )
     heads = ("group", "channels", "kept", "R before", "R after", "edges before", "edges after", "components before",
              "components after", "covers before", "covers after", "zero filters")  # fmt: skip

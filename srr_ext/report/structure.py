@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from srr_ext.channels import ChannelAnalysis, ChannelGroup, analyze_channels
 from srr_ext.cost import CostModel
-from srr_ext.graph import group_graphs, group_matrices, select_groups, subgraphs
+from srr_ext.graph import group_graphs, group_matrices, select_groups
 from srr_ext.layers import widths_of
 from srr_ext.ops import FilterGraphs
 from srr_ext.plan import PruningPlan
@@ -62,11 +62,12 @@ def observe(
     dict
         ``gamma``, ``gamma_source`` ("plan": the plan's own; "auto": what `srr_ext.analyze` takes for the plan's target;
         "median": no threshold reaches that target, so the one at which half of the groups have an edge; None) and
-        ``gamma_note``, the same in words; ``curve_gammas``; ``groups``, per group its sizes, its redundancy ``before``
-        and ``after`` (on the dense network's filters that stayed), its ``turning_gamma`` (the smallest with R > 1),
-        ``complete_gamma`` and ``curve`` (R at each of ``curve_gammas``); ``graphs``, the most redundant groups' graphs
-        to draw; ``layers``, per layer ``out``, ``in``, ``macs`` and ``params`` as [dense, pruned]; ``fixed_macs``;
-        ``pins`` and ``unreached``. All numbers are finite; without any threshold ``before`` and ``after`` are None.
+        ``gamma_note``, the same in words; ``distance``, what gamma bounds; ``curve_gammas``; ``groups``, per group its
+        sizes, its redundancy ``before`` and ``after`` (on the dense network's filters that stayed), its
+        ``turning_gamma`` (the smallest with R > 1), ``complete_gamma`` and ``curve`` (R at each of ``curve_gammas``);
+        ``graphs``, the most redundant groups' graphs to draw; ``layers``, per layer ``out``, ``in``, ``macs`` and
+        ``params`` as [dense, pruned]; ``fixed_macs``; ``pins`` and ``unreached``. All numbers are finite; without any
+        threshold ``before`` and ``after`` are None.
 
     Raises
     ------
@@ -81,16 +82,16 @@ def observe(
     if plan.widths and {name: list(sides) for name, sides in analysis.widths.items()} != plan.widths:
         raise ValueError("plan: was made for a network of other widths than dense; give the network it was made for")
     kept_of = {group.name: kept_vertices(plan, group) for group in analysis.groups}
-    streams = options.get("streams", "keep")
+    streams, distance = options.get("streams", "keep"), options.get("distance", "rms")
     offered = {group.name for group in select_groups(analysis, streams)}
     groups = [g for g in analysis.groups if g.name in offered or len(kept_of[g.name]) < g.size]
     kept = [kept_of[group.name] for group in groups]
-    matrices = group_matrices(groups, dense)
+    matrices = [matrix.cpu() for matrix in group_matrices(groups, dense)]
 
     with progress.stage("structure", 2 * len(groups)) as step:
         distances = []
         for group, matrix in zip(groups, matrices, strict=True):
-            distances.append(Distances.of(group, matrix))
+            distances.append(Distances.of(group, matrix, distance))
             step(note=group.name)
         turning = [d.turning_gamma for d in distances if d.turning_gamma is not None]
         complete = [d.complete_gamma for d in distances if d.complete_gamma is not None]
@@ -104,16 +105,16 @@ def observe(
     before: Sequence[GroupRedundancy | None] = [None] * len(groups)
     after, graphs = before, []
     if gamma is not None:
-        all_graphs = group_graphs(groups, matrices, gamma)
+        all_graphs = group_graphs(groups, matrices, gamma, distance)
         before = measure(groups, matrices, all_graphs)
-        rest = [matrix[torch.from_numpy(vertices)] for matrix, vertices in zip(matrices, kept, strict=True)]
-        after = measure(groups, rest, subgraphs(all_graphs, kept))
+        after = measure(groups, matrices, all_graphs.subgraphs(kept))
         graphs = _graphs_to_draw(before, all_graphs, kept)
     return {
         "schema_version": SCHEMA_VERSION,
         "gamma": gamma,
         "gamma_source": source,
         "gamma_note": note,
+        "distance": distance,
         "curve_gammas": gammas,
         "groups": [
             {
@@ -213,7 +214,8 @@ def _choose_gamma(
     if len(plan.target) == 1:
         targets: dict[str, Any] = {f"keep_{quantity}": keep for quantity, keep in plan.target.items()}
         try:
-            report = analyze(dense, example, streams=plan.options.get("streams", "keep"), analysis=analysis, **targets)
+            options = {name: plan.options[name] for name in ("streams", "distance") if name in plan.options}
+            report = analyze(dense, example, analysis=analysis, **options, **targets)
         except ValueError as error:
             why = str(error)
         else:

@@ -11,24 +11,26 @@
 #include <numeric>
 #include <vector>
 
-#include "../core/bit_graph.h"
+#include "core/bit_graph.h"
 
-namespace srr::cpu {
+namespace srr {
 
 // A layer's filters are numbered in 32 bits, and n * words_for(n) of so many fits in 64.
 constexpr int64_t kMostFilters = std::numeric_limits<int32_t>::max();
 
-// Graph i, for all i, behind a check that the buffer has the size its layers need. int64 words carry the bits of
-// uint64 ones, because few torch functions accept the unsigned type.
+// Graph i, for all i, behind a check that the buffer has the size its layers need. The words may lie on any device, and
+// are not touched. int64 words carry the bits of uint64 ones, because few torch functions accept the unsigned type.
 class Layers {
  public:
-  Layers(const torch::stable::Tensor& words, const std::vector<int64_t>& n_filters) : n_filters_(n_filters) {
+  Layers(const torch::stable::Tensor& words, const std::vector<int64_t>& n_filters, int64_t most_filters = kMostFilters)
+      : n_filters_(n_filters) {
     STD_TORCH_CHECK(words.scalar_type() == torch::headeronly::ScalarType::Long && words.is_contiguous(),
                     "words must be a contiguous int64 tensor");
     int64_t total = 0;
     for (const int64_t n : n_filters) {
       STD_TORCH_CHECK(n >= 0, "n_filters must not be negative, got ", n);
-      STD_TORCH_CHECK(n <= kMostFilters, "n_filters must be at most ", kMostFilters, " each, got ", n);
+      STD_TORCH_CHECK(n <= most_filters, "n_filters must be at most ", most_filters, " each",
+                      words.is_cuda() ? " on CUDA" : "", ", got ", n);
       const int64_t more = n * words_for(n);
       STD_TORCH_CHECK(more <= std::numeric_limits<int64_t>::max() - total,
                       "n_filters must describe no more words than int64 can count");
@@ -64,4 +66,4 @@ class Layers {
   const uint64_t* words_;
 };
 
-}  // namespace srr::cpu
+}  // namespace srr
