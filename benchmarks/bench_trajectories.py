@@ -40,17 +40,17 @@ def removals(n_filters: tuple[int, ...], limits: list[int]) -> int:
 @pytest.mark.parametrize("network", layers.NETWORKS)
 def bench_trajectories(network: str, path: str, race: Race, device: torch.device) -> None:
     graphs = layers.graphs(network, device=device.type)
-    orders = [order.to(device) for order in layers.orders(graphs.n_filters)]
+    orders = layers.orders(graphs.n_filters)
     ours = functools.partial(ops.trajectories, graphs, orders)
     race.enter("trajectories", network, floors.of_rows(graphs), layers.sizes(layers.weights(network)))
-    on_cpu, orders_on_cpu = layers.graphs(network), [order.cpu() for order in orders]
+    on_cpu = layers.graphs(network)
     if path == "ours":
-        assert_right_along_the_way(on_cpu, orders_on_cpu, ours())
+        assert_right_along_the_way(on_cpu, orders, ours())
         race.run(ours)
     elif path == "ours_cpu":
-        for a, b in zip(ops.trajectories(on_cpu, orders_on_cpu), ours(), strict=True):
+        for a, b in zip(ops.trajectories(on_cpu, orders), ours(), strict=True):
             assert torch.equal(a, b.cpu())
-        race.run(functools.partial(ops.trajectories, on_cpu, orders_on_cpu), ours)
+        race.run(functools.partial(ops.trajectories, on_cpu, orders), ours)
     else:
         whole = max(graphs.n_filters) <= IN_SECONDS
         most, entries = (IN_SECONDS, IN_SECONDS) if whole else PARTS[path]

@@ -38,19 +38,21 @@ REQUIRED = {
     "numpy": "numpy",
     "safetensors": "safetensors",
     "rich": "rich",
-    "jsonargparse": "jsonargparse",
-    "docstring_parser": "docstring-parser",
-    "typeshed_client": "typeshed-client",
     "accelerate": "accelerate",
     "torchmetrics": "torchmetrics",
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-    "jinja2": "jinja2",
+    "lightning_utilities": "lightning-utilities",
+    "yaml": "pyyaml",
     "scipy": "scipy",
     "networkx": "networkx",
     "pytest": "pytest",
+    "iniconfig": "iniconfig",
+    "pluggy": "pluggy",
+    "packaging": "packaging",
+    "pygments": "pygments",
     "pytest_benchmark": "pytest-benchmark",
+    "cpuinfo": "py-cpuinfo2",
     "hypothesis": "hypothesis",
+    "sortedcontainers": "sortedcontainers",
     "setuptools": "setuptools>=77",
     "pybind11": "pybind11",
     "ninja": "ninja",
@@ -143,7 +145,7 @@ class Runner:
                     start_new_session=True,  # so that it can be killed with its children
                 )
             except OSError as error:
-                self.record(Outcome(stage.name, "failed", 0.0, limit, str(error)))
+                self.record(Outcome(stage.name, "failed", 0.0, limit, without_places(str(error))))
                 return None
             try:
                 status = "passed" if process.wait(limit) == 0 else "failed"
@@ -152,7 +154,7 @@ class Runner:
             finally:
                 kill(process)
         text = log.read_text(encoding="utf-8", errors="replace")
-        tail = "" if status == "passed" else text[-TAIL:]
+        tail = "" if status == "passed" else without_places(text[-TAIL:])
         self.record(Outcome(stage.name, status, round(time.monotonic() - started, 1), round(limit, 1), tail))
         return text if status == "passed" else None
 
@@ -162,6 +164,13 @@ class Runner:
         print(f"{outcome.name}: {outcome.status}, {outcome.seconds:.1f} s", flush=True)
         if outcome.tail:
             print(outcome.tail, flush=True)
+
+
+def without_places(text: str) -> str:
+    """Replace the folders of this machine: the record is published."""
+    for place, name in ((sys.prefix, "PYTHON"), (str(ROOT), "."), (str(Path.home()), "~")):
+        text = text.replace(place, name)
+    return text
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -217,7 +226,9 @@ def read_environment(facts: dict[str, Any]) -> dict[str, Any]:
 
 def test_stages(python: str, device: str) -> list[Stage]:
     """Tests of the kernels, then of the ops in general; on a GPU every test that is skipped is listed."""
-    pytest = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--strict-markers"]
+    # Names of tests and a traceback tell what hangs; a file that cannot be read does not keep the others from running.
+    pytest = [python, "-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider", "--strict-markers"]
+    pytest += ["--continue-on-collection-errors", "-o", "faulthandler_timeout=60"]
     of_ops = [f"python_tests/test_{op}.py" for op in OP_TESTS]
     # Only the files that have such a test are read: others may need packages that have nothing to do with it.
     marked = [str(path) for path in sorted(ROOT.glob("python_tests/test_*.py")) if "mark.cuda" in path.read_text()]
@@ -226,7 +237,8 @@ def test_stages(python: str, device: str) -> list[Stage]:
         return [Stage("tests", [*pytest, "-m", "not cuda", *rehearsed], 60)]
     return [
         Stage("library", [python, "-c", REQUIRE_BUILD, "cuda"], 40),
-        Stage("cuda tests", [*pytest, "-m", "cuda", *marked], 170),
+        # A process each: an error on the device spoils all that comes after it in the same one.
+        *(Stage(f"cuda {Path(path).stem}", [*pytest, "-m", "cuda", path], 100) for path in marked),
         Stage("op tests", [*pytest, *of_ops], 60),
     ]
 
@@ -298,10 +310,10 @@ def check(options: argparse.Namespace) -> bool:
     output = options.output or ROOT / "benchmarks" / "results"
     work = options.output / "logs" if options.output else ROOT / "build" / "gpu-check"
     shutil.rmtree(work, ignore_errors=True)
-    variables = {"PYTHONUNBUFFERED": "1"}
-    if options.wheels:
-        site = work / "site"
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    site = work / "site"
+    # The package is built in place and not installed; wheels go before what the machine has.
+    paths = [str(site)] * bool(options.wheels) + [str(ROOT), os.environ.get("PYTHONPATH")]
+    variables = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     runner = Runner(work, variables, options.seconds)
     environment: dict[str, Any] = {"gpu": None}
     table: str | None = None

@@ -15,6 +15,7 @@ import srr_ext  # noqa: F401  (registers the ops)
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = ((129, 3, 3, 3), (65, 36), (200, 17), (1, 9), (0, 5), (64, 1), (31, 257))
 WIDE = 1500  # filters whose bit rows do not fit into the shared memory of a block
+WIDEST = 4000  # whose workspace does not either: blocks then have places in global memory, several at a time
 
 
 def random_words(n: int, density: float, seed: int) -> Tensor:
@@ -44,6 +45,9 @@ def evaluate(device: torch.device) -> list[Tensor]:
     order = torch.arange(WIDE).flip(0).to(device)
     answers += [ops.components(wide, [WIDE]), ops.covering(wide, [WIDE], 1), ops.covering(wide, [WIDE], 2)]
     answers.append(ops.trajectories(wide, [WIDE], order, [3], 0.35, 0.65))
+    widest = random_words(WIDEST, 2 / WIDEST, 2).repeat(2).to(device)
+    order = torch.arange(WIDEST).repeat(2).to(device)
+    answers.append(ops.trajectories(widest, [WIDEST, WIDEST], order, [2, 2], 0.35, 0.65))
     return [answer.cpu() for answer in answers]
 
 

@@ -215,6 +215,28 @@ def test_analyze_prints_every_group_and_pin(capsys: pytest.CaptureFixture[str]) 
     assert all(group["name"] in out for group in report["groups"])
 
 
+def test_the_distance_reaches_analysis_plan_and_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """One threshold joins other filters when distances are not divided; what bounds it is told with it."""
+    joined = {}
+    for distance in ("rms", "euclidean"):
+        options = ["--dense.epochs", "1", "--gamma", "1.2", "--distance", distance, "--output", f"{distance}.json"]
+        assert main(["analyze", *options]) == 0
+        assert f"at gamma 1.2, {distance} distance" in capsys.readouterr().out
+        report = json.loads(Path(f"{distance}.json").read_text())
+        assert report["distance"] == distance
+        joined[distance] = [group["edge_density"] for group in report["groups"]]
+    assert all(density == 1 for density in joined["rms"]) and min(joined["euclidean"]) < 1
+    assert main(["prune", "--dense.epochs", "1", "--epochs", "1", "--distance", "euclidean", "--output", "run"]) == 0
+    plan, report, structure = (
+        json.loads(Path(f"run/{name}.json").read_text()) for name in ("plan", "report", "structure")
+    )
+    assert plan["options"]["distance"] == report["distance"] == structure["distance"] == "euclidean"
+    assert (
+        plan["gamma"] > 0.8
+        and "it bounds the distance of two filters of length 1." in Path("run/report.html").read_text()
+    )
+
+
 def test_the_function_analyze_survives_the_module_of_that_name() -> None:
     """The command's module must not hide the public function."""
     function = srr_ext.analyze

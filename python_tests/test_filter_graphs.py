@@ -325,6 +325,22 @@ def test_arguments_are_checked(implementation, weights, gamma, error, message):
         implementation.filter_graphs(weights, gamma)
 
 
+@pytest.mark.parametrize("implementation", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize(
+    ("gammas", "error", "message"),
+    [
+        (0.1, TypeError, "gammas must be a sequence with an entry for each level, got float"),
+        (torch.tensor(0.1), TypeError, "gammas must be a sequence with an entry for each level, got Tensor"),
+        ([0.1, -1.0], ValueError, r"gammas\[1\] must be finite and at least 0, got -1.0"),
+        ([[0.1, 0.2], [0.1]], ValueError, r"gammas\[1\] must be one number or one per layer \(2\), got 1"),
+        ([[0.1, [0.2, 0.3]]], TypeError, r"gammas\[0\]\[1\] must be a number, got list"),
+    ],
+)
+def test_levels_are_checked(implementation, gammas, error, message):
+    with pytest.raises(error, match=message):
+        implementation.filter_graph_levels([torch.randn(2, 2)] * 2, gammas)
+
+
 def test_gamma_may_be_any_number():
     weight = torch.randn(5, 3)
     expected = ops.filter_graphs([weight], 1.0).words

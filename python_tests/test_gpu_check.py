@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import build_script
@@ -51,6 +50,12 @@ def test_a_stage_that_fails_is_kept_with_the_end_of_its_output(tmp_path):
     assert "no program" in run.outcomes[1].tail
 
 
+def test_a_record_does_not_name_the_folders_of_the_machine(tmp_path):
+    run = runner(tmp_path)
+    run.run(stage("one", f"import sys; print({str(script.ROOT / 'csrc')!r}, sys.prefix); sys.exit(1)"))
+    assert run.outcomes[0].tail.split() == ["./csrc", "PYTHON"]
+
+
 def test_a_stage_that_hangs_is_killed_with_its_children_and_the_next_one_runs(tmp_path):
     code = """
 import signal, subprocess, sys, time
@@ -59,9 +64,8 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 time.sleep(600)
 """
-    run, started = runner(tmp_path), time.monotonic()
+    run = runner(tmp_path)
     assert run.run(stage("hangs", code, 3)) is None
-    assert time.monotonic() - started < 12
     assert run.run(stage("next", "")) is not None
     assert [o.status for o in run.outcomes] == ["timed out", "passed"]
     assert not is_running(int((tmp_path / "logs" / "hangs.log").read_text()))

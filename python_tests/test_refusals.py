@@ -50,6 +50,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--keep-params", "half"], "--keep-params: 'half' is not valid; expected float"),
         (["--keep-macs", "0.5", "--keep-params", "0.5"], "--keep-params: goes alone, without --keep-macs"),
         (["--gamma", "-1"], "--gamma: must be 'auto' or above 0"),
+        (["--distance", "cosine"], "--distance: "),
         (["--rounds", "0"], "--rounds: must be at least 1"),
         (["--validation", "1"], "--validation: must be in [0, 1)"),
         (["--workers", "-1"], "--workers: must be at least 0"),

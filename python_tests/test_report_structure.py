@@ -105,6 +105,14 @@ def test_before_and_after_are_those_of_the_reference(allocator: str, distance: s
     assert some, "the example must have a group that was cut, by srr a redundant one"
 
 
+def test_an_unknown_distance_in_a_plan_is_refused() -> None:
+    model = redundant_net()
+    plan = srr_ext.make_plan(model, EXAMPLE, keep_macs=0.5)
+    plan.options["distance"] = "cosine"
+    with pytest.raises(ValueError, match="plan: options: distance must be 'rms' or 'euclidean', got 'cosine'"):
+        observe(model, srr_ext.apply_plan(model, plan, EXAMPLE), plan, EXAMPLE)
+
+
 def test_figures_agree_with_those_of_the_allocator() -> None:
     structure, plan, _ = observed(redundant_net())
     for group in structure["groups"]:

@@ -10,9 +10,9 @@ import torch
 from planning_nets import NETS, deep, plan
 from stand_in_device import DEVICE, Elsewhere, moved, watched
 
-from srr_ext import transfers
 from srr_ext.filters import planning_device
 from srr_ext.graph import group_graphs, group_matrices
+from srr_ext.ops import has_kernels
 from srr_ext.redundancy import analyze
 from srr_ext.transfers import to_device, to_host
 
@@ -123,4 +123,8 @@ def test_a_device_without_kernels_is_left_for_the_cpu_with_a_warning(monkeypatch
         with pytest.warns(RuntimeWarning, match="the model is on meta, which this build .* has no kernels for"):
             got = plan(net, "srr")
     assert got[1] == expected[1]
-    assert transfers._fetch.__module__ == "srr_ext.transfers"
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "privateuseone"])
+def test_other_kinds_of_devices_have_no_kernels(kind: str) -> None:
+    assert not has_kernels(torch.device(kind))

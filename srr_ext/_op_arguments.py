@@ -32,13 +32,21 @@ def check_weights(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight.detach() for weight in tensors]
 
 
-def check_gammas(gamma: float | Sequence[float], n_layers: int) -> list[float]:
+def check_gammas(gamma: float | Sequence[float], n_layers: int, name: str = "gamma") -> list[float]:
     """Return the distance thresholds, one per layer."""
-    if isinstance(gamma, (Sequence, np.ndarray, Tensor)) and not isinstance(gamma, str) and np.ndim(gamma) > 0:
+    kinds = (Sequence, np.ndarray, Tensor)
+    if isinstance(gamma, kinds) and not isinstance(gamma, str) and getattr(gamma, "ndim", 1) > 0:
         if len(gamma) != n_layers:
-            raise ValueError(f"gamma must be one number or one per layer ({n_layers}), got {len(gamma)}")
-        return [_check_gamma(f"gamma[{i}]", value) for i, value in enumerate(gamma)]
-    return [_check_gamma("gamma", gamma)] * max(n_layers, 1)
+            raise ValueError(f"{name} must be one number or one per layer ({n_layers}), got {len(gamma)}")
+        return [_check_gamma(f"{name}[{i}]", value) for i, value in enumerate(gamma)]
+    return [_check_gamma(name, gamma)] * max(n_layers, 1)
+
+
+def check_levels(gammas: Sequence[float | Sequence[float]], n_layers: int) -> list[list[float]]:
+    """Return the distance thresholds of every level, one per layer."""
+    if isinstance(gammas, str) or not isinstance(gammas, Iterable) or getattr(gammas, "ndim", 1) == 0:
+        raise TypeError(f"gammas must be a sequence with an entry for each level, got {type(gammas).__name__}")
+    return [check_gammas(gamma, n_layers, f"gammas[{i}]") for i, gamma in enumerate(gammas)]
 
 
 def _check_gamma(name: str, gamma: object) -> float:
@@ -52,7 +60,10 @@ def _check_gamma(name: str, gamma: object) -> float:
 
 def check_finite_filters(kinds: Tensor, n_filters: Sequence[int]) -> None:
     """Refuse weights that are not numbers, by what `filter_graphs` says each filter is."""
-    for layer, kind in enumerate(to_host(kinds)[0].split(list(n_filters))):
+    (found,) = to_host(kinds)
+    if not bool((found == NOT_FINITE).any()):
+        return
+    for layer, kind in enumerate(found.split(list(n_filters))):
         unfit = (kind == NOT_FINITE).nonzero()
         if len(unfit):
             raise ValueError(

@@ -102,7 +102,7 @@ class Planning(Training):
         Distance below which two filters count as redundant; auto finds the smallest one that meets the target.
     distance : {"rms", "euclidean"}
         What gamma bounds: the distance of two filters of length 1 divided by the square root of their number of weights
-        (as published), or the distance itself, the same angle in every layer.
+        (rms, as a public reproduction of the method has it), or the distance itself, the same angle in every layer.
     streams : {"keep", "prune"}
         Whether channels that additions tie together (residual streams) may go.
     ignored : tuple of str

@@ -100,9 +100,9 @@ def group_graphs(
     .. math:: \lVert v_i - v_j \rVert / \sqrt n \le \gamma \text{ (rms)} \quad\text{or}\quad
         \lVert v_i - v_j \rVert \le \gamma \text{ (euclidean)}, \quad v = W / \lVert W \rVert.
 
-    The first is what code for the method does: the root mean square over the weights, in which the filters of a layer
-    with many weights are near each other whatever they hold. With the second, which is ours, one threshold is the same
-    angle in every group, :math:`\cos \ge 1 - \gamma^2 / 2`.
+    The first is what a public reproduction of the method does: the root mean square over the weights, in which the
+    filters of a layer with many weights are near each other whatever they hold. With the second, which is ours, one
+    threshold is the same angle in every group, :math:`\cos \ge 1 - \gamma^2 / 2`.
 
     In a coupled group, :math:`v` is the concatenation of :math:`p` unit filters and :math:`n` the sum of their fan-ins,
     so the left side is a mean over them and one threshold suits all groups; the euclidean distance is taken of rows
@@ -118,7 +118,29 @@ def group_graph_levels(
     gammas: Sequence[float],
     distance: Distance = "rms",
 ) -> list[FilterGraphs]:
-    """Filter graphs of every group at several thresholds, see `group_graphs`; the distances are computed once."""
+    """Filter graphs of every group at several thresholds; the distances are computed once.
+
+    Parameters
+    ----------
+    groups : sequence of ChannelGroup
+        The groups.
+    matrices : sequence of Tensor, shape [group.size, fan_in]
+        Their filter matrices, see `group_matrices`, all finite.
+    gammas : sequence of float
+        Distance thresholds.
+    distance : {"rms", "euclidean"}, default "rms"
+        What is compared with them, see `group_graphs`.
+
+    Returns
+    -------
+    list of FilterGraphs
+        For each threshold, what `group_graphs` returns.
+
+    Raises
+    ------
+    ValueError
+        If ``distance`` is anything else.
+    """
     check_distance(distance)
     divisors = [
         math.sqrt(filter_parts(group) if distance == "rms" else max(matrix.shape[1], 1))

@@ -21,6 +21,7 @@ from ._op_arguments import (
     check_finite_filters,
     check_gammas,
     check_graphs,
+    check_levels,
     check_limits,
     check_orders,
     check_radius,
@@ -33,7 +34,6 @@ from .transfers import to_device
 __all__ = ["FilterGraphs", "components", "covering", "filter_graph_levels", "filter_graphs", "trajectories"]
 
 _OPS = ("filter_graphs", "components", "covering", "trajectories")
-_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
 
 
 def filter_graphs(
@@ -82,7 +82,8 @@ def filter_graphs(
     >>> filter_graphs([weight], gamma=0.1).to_dense(0).int().tolist()
     [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     """
-    return filter_graph_levels(weights, [gamma], check_finite=check_finite)[0]
+    tensors = check_weights(weights)
+    return _filter_graph_levels(tensors, [check_gammas(gamma, len(tensors))], check_finite)[0]
 
 
 def filter_graph_levels(
@@ -116,7 +117,11 @@ def filter_graph_levels(
     [3, 2, 1]
     """
     tensors = check_weights(weights)
-    levels = [check_gammas(gamma, len(tensors)) for gamma in gammas]
+    return _filter_graph_levels(tensors, check_levels(gammas, len(tensors)), check_finite)
+
+
+def _filter_graph_levels(tensors: list[Tensor], levels: list[list[float]], check_finite: bool) -> list[FilterGraphs]:
+    """Compute what `filter_graph_levels` promises, with arguments that are checked."""
     if not _native.AVAILABLE:
         return reference.filter_graph_levels(tensors, levels, check_finite=check_finite)
     if not tensors:
@@ -274,7 +279,7 @@ def trajectories(
 
 def has_kernels(device: torch.device) -> bool:
     """Whether this build computes filter graphs, and all that follows from them, on a device."""
-    key = _DISPATCH_KEYS.get(device.type, device.type)
+    key = torch._C._dispatch_key_for_device(device.type)
     if not _native.AVAILABLE or key in ("CPU", "Meta"):  # every build has those; the reference is for the CPU
         return device.type == "cpu" or _native.AVAILABLE
     return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"srr_ext::{op}", key) for op in _OPS)
@@ -283,7 +288,7 @@ def has_kernels(device: torch.device) -> bool:
 def _check_device(op: str, argument: str, tensor: Tensor) -> None:
     """Refuse a device that the library has no kernel for, by name."""
     if not has_kernels(tensor.device):
-        key = _DISPATCH_KEYS.get(tensor.device.type, tensor.device.type)
+        key = torch._C._dispatch_key_for_device(tensor.device.type)
         raise ValueError(
             f"{argument} must be on the CPU, got {tensor.device}: this build ({_native.build_info()['build']}) has no "
             f"{key} kernel for {op}; pass .cpu() tensors"

@@ -281,7 +281,7 @@ def make_plan(
         is made in a layer of redundancy above 1.
     distance : {"rms", "euclidean"}, default "rms"
         What gamma bounds (`srr` only): the distance of two unit filters divided by the square root of their number of
-        weights, as published, or the distance itself, which is the same angle in every layer.
+        weights, as a public reproduction has it, or the distance itself, which is the same angle in every layer.
     streams : {"keep", "prune"}, default "keep"
         Whether channels that additions tie across layers (residual streams) may go.
     ignored : iterable of str

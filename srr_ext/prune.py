@@ -202,6 +202,7 @@ def measure(
         "allocator": plan.allocator,
         "selector": plan.selector,
         "gamma": plan.gamma,
+        "distance": plan.options.get("distance"),
         "seed": config.seed,
         "target": plan.target,
         "rounds": config.rounds,

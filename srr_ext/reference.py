@@ -16,6 +16,7 @@ from ._op_arguments import (
     check_finite_filters,
     check_gammas,
     check_graphs,
+    check_levels,
     check_limits,
     check_orders,
     check_radius,
@@ -97,7 +98,9 @@ def filter_graph_levels(
     TypeError, ValueError
         If an argument is not as described, or a weight is not finite.
     """
-    return [filter_graphs(weights, gamma, check_finite=check_finite) for gamma in gammas]
+    tensors = check_weights(weights)
+    levels = check_levels(gammas, len(tensors))
+    return [filter_graphs(tensors, level if tensors else 0.0, check_finite=check_finite) for level in levels]
 
 
 def unit_filters(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

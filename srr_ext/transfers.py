@@ -36,7 +36,7 @@ def to_host(*tensors: Tensor) -> list[Tensor]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to a device, without waiting for the work the device was given before."""
+    """Copy a tensor of the host to a device, as a rule without waiting for the work the device was given before."""
     return tensor.to(device, non_blocking=True)  # from pageable memory: the source may be changed at once
 
 

@@ -41,12 +41,19 @@ SRR_HOST_DEVICE int64_t components(Team& team, const BitGraph& graph, const Work
       int64_t mine = 0;
       for_each_span(team, graph.stride, [&](int64_t begin, int64_t end) {
         for (int64_t q = begin; q < end; ++q) next[q] = 0;
-        for (int64_t q = 0; q < graph.stride; ++q) {
-          for_each_bit(frontier[q], q, [&](int64_t v) {
-            const uint64_t* row = graph.row(v);
+      });
+      // The members look for the next of the frontier together: most words of a wide row have none.
+      const auto any = [&](int64_t q) { return frontier[q] != 0; };
+      for (int64_t q = team.first_where(0, graph.stride, any); q < graph.stride;
+           q = team.first_where(q + 1, graph.stride, any)) {
+        for_each_bit(frontier[q], q, [&](int64_t v) {
+          const uint64_t* row = graph.row(v);
+          for_each_span(team, graph.stride, [&](int64_t begin, int64_t end) {
             for (int64_t p = begin; p < end; ++p) next[p] |= row[p];
           });
-        }
+        });
+      }
+      for_each_span(team, graph.stride, [&](int64_t begin, int64_t end) {
         for (int64_t q = begin; q < end; ++q) {
           next[q] &= unseen[q];
           mine += next[q] != 0;

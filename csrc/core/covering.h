@@ -47,14 +47,19 @@ SRR_HOST_DEVICE void cover_ball(Team& team, const BitGraph& graph, const uint64_
   for_each_span(team, graph.stride, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w) covered[w] |= neighbours[w];
     if (begin <= word_of(centre) && word_of(centre) < end) covered[word_of(centre)] |= bit_of(centre);
-    if (radius == 1) return;
-    for (int64_t q = 0; q < graph.stride; ++q) {
-      for_each_bit(neighbours[q] & alive[q], q, [&](int64_t v) {
-        const uint64_t* row = graph.row(v);
+  });
+  if (radius == 1) return;
+  // The members look for the next neighbours together: most words of a wide row have none.
+  const auto any = [&](int64_t q) { return (neighbours[q] & alive[q]) != 0; };
+  for (int64_t q = team.first_where(0, graph.stride, any); q < graph.stride;
+       q = team.first_where(q + 1, graph.stride, any)) {
+    for_each_bit(neighbours[q] & alive[q], q, [&](int64_t v) {
+      const uint64_t* row = graph.row(v);
+      for_each_span(team, graph.stride, [&](int64_t begin, int64_t end) {
         for (int64_t w = begin; w < end; ++w) covered[w] |= row[w];
       });
-    }
-  });
+    });
+  }
 }
 
 // Number of centres among the first `listed` vertices of `order`.

@@ -34,8 +34,11 @@ class BlockTeam {
     return sum;
   }
 
+  // By halves: shared memory has atomics of 32 bits, and for 64 a loop in which lanes that name one word take turns.
   __device__ void atomic_or(uint64_t* word, uint64_t bits) const {
-    atomicOr(reinterpret_cast<unsigned long long*>(word), static_cast<unsigned long long>(bits));
+    unsigned* halves = reinterpret_cast<unsigned*>(word);
+    if (const unsigned low = static_cast<unsigned>(bits)) atomicOr(halves, low);
+    if (const unsigned high = static_cast<unsigned>(bits >> 32)) atomicOr(halves + 1, high);
   }
   __device__ void atomic_add(int32_t* count, int32_t x) const { atomicAdd(count, x); }
 

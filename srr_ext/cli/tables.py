@@ -92,7 +92,8 @@ def redundancy_table(report: RedundancyReport) -> Table:
     -------
     rich.table.Table
     """
-    table = Table(box=box.SIMPLE_HEAD, title=f"structural redundancy at gamma {report.gamma:.4g}", title_justify="left")
+    title = f"structural redundancy at gamma {report.gamma:.4g}, {report.distance} distance"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("group")
     for heading in ("N", "fan-in", "density", "components", "covers", "R"):
         table.add_column(heading, justify="right", no_wrap=True)

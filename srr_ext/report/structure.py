@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from srr_ext.channels import ChannelAnalysis, ChannelGroup, analyze_channels
 from srr_ext.cost import CostModel
-from srr_ext.graph import group_graphs, group_matrices, select_groups
+from srr_ext.graph import check_distance, group_graphs, group_matrices, select_groups
 from srr_ext.layers import widths_of
 from srr_ext.ops import FilterGraphs
 from srr_ext.plan import PruningPlan
@@ -83,6 +83,10 @@ def observe(
         raise ValueError("plan: was made for a network of other widths than dense; give the network it was made for")
     kept_of = {group.name: kept_vertices(plan, group) for group in analysis.groups}
     streams, distance = options.get("streams", "keep"), options.get("distance", "rms")
+    try:
+        check_distance(distance)
+    except ValueError as error:
+        raise ValueError(f"plan: options: {error}") from None
     offered = {group.name for group in select_groups(analysis, streams)}
     groups = [g for g in analysis.groups if g.name in offered or len(kept_of[g.name]) < g.size]
     kept = [kept_of[group.name] for group in groups]
