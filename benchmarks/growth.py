@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py --device cpu --output benchmarks/results
 
-writes growth-DEVICE.json and growth-DEVICE.svg, in about ten minutes on two cores. Every point is measured in a fresh
+writes growth-DEVICE.json and growth-DEVICE.svg, in some minutes on two cores. Every point is measured in a fresh
 process. An exponent is that of a power law fitted to the upper half of the sizes; the largest between two neighbouring
 sizes shows whether there is a cliff somewhere.
 """
@@ -37,7 +37,7 @@ SIZES = {
 }
 ROUNDS, ENOUGH = 7, 2.0  # calls, and seconds of them
 CUBIC = 8.0  # the most that doubling the filters of a trajectory should cost
-UNTIL = 300.0  # seconds that one call of trajectories may be expected to take
+UNTIL = 60.0  # seconds that one call of trajectories may be expected to take
 
 Point = dict[str, Any]
 
@@ -97,12 +97,12 @@ def exponents(sizes: Sequence[int], values: Sequence[float]) -> dict[str, float]
 
 
 def series(stage: str, against: str, device: str, largest: int) -> dict[str, Any]:
-    """Measure a stage at all sizes, trajectories as long as the next is expected to take minutes at most."""
+    """Measure a stage at all sizes, trajectories as long as the next is not expected to take too long."""
     points: list[Point] = []
     note = ""
     for size in (size for size in SIZES[against] if size <= largest):
         if stage == "trajectories" and points and CUBIC * points[-1]["seconds"] > UNTIL:
-            note = f"not beyond {points[-1][against]:,}, where one call takes minutes"
+            note = f"not beyond {points[-1][against]:,}: the next may take more than {UNTIL:.0f} s"
             break
         n_filters, fan_in = (size, FAN_IN) if against == "filters" else (FILTERS, size)
         points.append(in_fresh_process(stage, n_filters, fan_in, device))
