@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import io
 import json
 import re
@@ -15,11 +14,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from build_script import load
 from torch import nn
 
 from srr_ext import models
@@ -340,17 +339,9 @@ def test_the_recipes_are_those_there_are() -> None:
     assert table == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
 
 
-def drawings() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("drawings", DOCS / "drawings.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_drawing_shows_the_layer_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose numbers the page computes."""
-    module = drawings()
+    module = load("docs/drawings.py")
     page = next(b.text for b in blocks(DOCS / "how-it-works.md") if b.language == "python")
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -366,7 +357,7 @@ def test_the_drawing_shows_the_layer_of_the_page(tmp_path: Path, monkeypatch: py
 
 def test_the_loop_that_is_drawn_is_the_plan() -> None:
     """`removal` raises where the two differ."""
-    module = drawings()
+    module = load("docs/drawings.py")
     model, example = models.create("digits_cnn").eval(), torch.randn(1, 1, 8, 8)
     names, values, taken = module.removal(model, example, analyze_channels(model, example))
     assert len(names) == len(values) == 6 and set(taken) <= set(range(6)) and len(taken) > 10

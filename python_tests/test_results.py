@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from build_script import load
 
 from srr_ext.cli.parsing import as_dict, parse
 from srr_ext.config import PruneConfig, TrainRunConfig
@@ -18,15 +17,6 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGES = sorted(RESULTS.glob("*.md"))
 METHOD = {"allocator", "selector", "gamma", "distance", "plan"}
 LATER = {"distance": "rms"}  # settings that the older runs did not have yet, and what they did
-
-
-def tabulate() -> ModuleType:
-    """Import the script that makes the tables."""
-    found = importlib.util.spec_from_file_location("tabulate", RESULTS / "tabulate.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -40,7 +30,7 @@ def test_there_are_results() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_table_is_what_the_runs_recorded(page: Path) -> None:
     """Cell by cell: the page holds the script's output."""
-    assert tabulate().table(RESULTS / page.stem) in page.read_text(encoding="utf-8")
+    assert load("docs/results/tabulate.py").table(RESULTS / page.stem) in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
