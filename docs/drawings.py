@@ -212,6 +212,17 @@ def removal(
         walker.remove(most, int(context.schedules[most].order[gone[most]]))
         gone[most] += 1
         taken.append(most)
+    needed: set[int] = set()
+    for step in reversed(range(len(taken))):  # the last removal took more than was missing: others come back
+        group, fewer = taken[step], list(gone)
+        fewer[group] -= 1
+        left = {g.name: s.kept(g.size - n) for g, s, n in zip(groups, context.schedules, fewer, strict=True)}
+        if group in needed or cost.of(left) > target.limit(cost.dense):
+            needed.add(group)
+        else:
+            gone = fewer
+            taken[step] = -1
+    taken = [group for group in taken if group >= 0]
     kept = {group.name: group.size - n for group, n in zip(groups, gone, strict=True)}
     if kept != {name: sizes["kept"] for name, sizes in plan.groups.items()}:
         raise RuntimeError(f"the loop keeps {kept}, the plan {plan.groups}")

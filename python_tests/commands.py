@@ -21,6 +21,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert code == 2, captured
     *progress, line = captured.err.splitlines()
     assert line.startswith(f"srr {arguments[0]}: error: "), captured.err
-    assert all(re.search(r": \d+ steps in ", step) for step in progress), captured.err
+    assert all(re.search(r": \d+ steps in | of \d+ channels ", step) for step in progress), captured.err
     assert sorted(Path().rglob("*")) == before
     return line.partition("error: ")[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,34 +59,64 @@ def test_target_is_met_above_the_floor_and_by_the_least_important(net: str, allo
         assert np.array_equal(vertices, np.sort(np.argsort(scores.numpy(), kind="stable")[group.size - count :]))
 
 
-@pytest.mark.parametrize("allocator", ["global", "uniform", "widest"])
-def test_one_vertex_less_would_miss_the_target(allocator: str) -> None:
-    """The loop stops as soon as it may: with the last removal undone the target is missed."""
-    net = deep(WIDTHS)
-    cost, target = CostModel(net.analysis, "macs"), Target("macs", 0.45)
-    kept, _ = plan(net, allocator, keep=target.keep)
-    importance = get_selector("l1")(net.groups, SelectorContext(net.model, net.inputs))
-    costs_with_one_back = []
-    for group, scores in zip(net.groups, importance, strict=True):
-        order = np.argsort(scores.numpy(), kind="stable")
-        count = len(kept[group.name])
-        if count < group.size:
-            costs_with_one_back.append(cost.of(kept | {group.name: order[group.size - count - 1 :]}))
-    assert cost.of(kept) <= target.limit(cost.dense) < max(costs_with_one_back)
+def walked(
+    values: Sequence[np.ndarray], cost: CostModel, target: Target, groups: Sequence[ChannelGroup], context: Any
+) -> list[int]:
+    """Counts when the first removal that meets the target ends the loop: the merge without what it gives back."""
+    removed, schedules = [0] * len(groups), context.schedules
+
+    def kept(gone: Sequence[int]) -> dict[str, np.ndarray]:
+        return {g.name: s.kept(g.size - int(s.settled[k])) for g, s, k in zip(groups, schedules, gone, strict=True)}
+
+    while cost.of(kept(removed)) > target.limit(cost.dense):
+        able = [i for i, schedule in enumerate(schedules) if removed[i] < schedule.limit]
+        removed[max(able, key=lambda i: (values[i][removed[i]], groups[i].size - removed[i], -i))] += 1
+    return [len(vertices) for vertices in kept(removed).values()]
 
 
-@pytest.mark.parametrize("allocator", ALLOCATORS)
-@pytest.mark.parametrize("round_to", [1, 4])
-def test_smaller_targets_keep_subsets(allocator: str, round_to: int) -> None:
-    net = deep(WIDTHS)
-    larger = None
-    for keep in (1.0, 0.9, 0.75, 0.6, 0.45, 0.3):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a fixed gamma takes some removals at R = 1
-            kept, _ = plan(net, allocator, keep=keep, gamma=0.3, round_to=round_to)
-        if larger is not None:
-            assert all(set(kept[name].tolist()) <= set(larger[name].tolist()) for name in kept)
-        larger = kept
+UNEVEN = {"deep": lambda: deep(WIDTHS), "two narrow": lambda: deep((4, 50, 3, 40)), **NETS}
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 3])
+@pytest.mark.parametrize("keep", [0.8, 0.65, 0.55])
+@pytest.mark.parametrize("net", UNEVEN)
+def test_the_cost_is_as_near_the_target_as_removals_undone_bring_it(net: str, keep: float, round_to: int) -> None:
+    """Never above the limit, nowhere below what the plain loop leaves, and nothing more could come back."""
+    made, rng = UNEVEN[net](), np.random.default_rng([round_to, int(100 * keep)])
+    cost, target = CostModel(made.analysis, "macs"), Target("macs", keep)
+    context = context_of(made, round_to=round_to, floor=0.0)
+    values = [rng.integers(0, 5, group.size).astype(float) for group in made.groups]
+    plain = walked(values, cost, target, made.groups, context)
+    counts = merge(made.groups, values, cost, target, context)
+    assert all(count >= least for count, least in zip(counts, plain, strict=True))
+    kept = {g.name: s.kept(n) for g, s, n in zip(made.groups, context.schedules, counts, strict=True)}
+    assert cost.of(kept) <= target.limit(cost.dense)
+    for group, schedule, count in zip(made.groups, context.schedules, counts, strict=True):
+        gone = range(group.size - count - 1, -1, -1)
+        more = [group.size - k for k in gone if schedule.settled[k] == k]
+        assert not more or cost.of({**kept, group.name: schedule.kept(more[0])}) > target.limit(cost.dense)
+    assert merge(made.groups, values, cost, target, context) == counts
+
+
+def test_the_latest_removals_come_back_first() -> None:
+    """By hand: 3a + ab + bc + 4c weights, 150 for (10, 4, 10), of which 125 may stay.
+
+    One of a goes (143 left), one of c (135), one of b (117). 8 are free then; a vertex of c costs 7, one of a 6.
+    """
+    net = deep((10, 4, 10))
+    cost, context, target = CostModel(net.analysis, "macs"), context_of(net, floor=0.0), Target("macs", 0.835)
+    first, second, third = (np.r_[float(place), np.zeros(9)] for place in (3, 1, 2))
+    assert walked([first, second, third], cost, target, net.groups, context) == [9, 3, 9]
+    assert merge(net.groups, [first, second, third], cost, target, context) == [9, 3, 10]
+
+
+def test_vertices_of_priority_minus_infinity_stay() -> None:
+    net = deep((6, 6))
+    cost, context = CostModel(net.analysis, "channels"), context_of(net, floor=0.0)
+    values = [np.array([9.0, 9.0, -np.inf, 9.0, 9.0]), np.zeros(6)]
+    assert merge(net.groups, values, cost, Target("channels", 0.5), context) == [4, 2]
+    with pytest.raises(ValueError, match=r"keep_channels=0.4 is out of reach: with all gone .* lets go, 5 of 12"):
+        merge(net.groups, values, cost, Target("channels", 0.4), context)
 
 
 @pytest.mark.parametrize("selector", ["l1", "random", "fpgm"])
@@ -197,6 +226,46 @@ def test_global_ranking_compares_across_groups() -> None:
     assert kept_lists(kept) == {"0": [1, 2, 3], "1": [1, 2, 3]}
     with pytest.raises(ValueError, match="normalise"):
         GlobalRanking("median")
+
+
+@pytest.mark.parametrize(
+    ("normalise", "first", "second"),
+    [  # of 1 2 3 6 and -4 0 4 8, by hand
+        ("none", [1, 2, 3, 6], [-4, 0, 4, 8]),
+        ("mean", [1 / 3, 2 / 3, 1, 2], [-1, 0, 1, 2]),
+        ("sum", [1 / 12, 2 / 12, 3 / 12, 6 / 12], [-0.25, 0, 0.25, 0.5]),
+        ("l2", [v / math.sqrt(50) for v in (1, 2, 3, 6)], [v / math.sqrt(96) for v in (-4, 0, 4, 8)]),
+        ("max", [1 / 6, 2 / 6, 3 / 6, 1], [-0.5, 0, 0.5, 1]),
+        ("gaussian", [v / math.sqrt(3.5) for v in (-2, -1, 0, 3)], [v / math.sqrt(20) for v in (-6, -2, 2, 6)]),
+    ],
+)
+def test_global_normalisations_by_hand(
+    normalise: str, first: list[float], second: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed to the merge, in the order in which vertices go, and the vertices that stay at every target."""
+    seen: list[np.ndarray] = []
+
+    def spying(groups: Any, priorities: list[np.ndarray], *rest: Any) -> list[int]:
+        seen.extend(priorities)
+        return merge(groups, priorities, *rest)
+
+    monkeypatch.setitem(GlobalRanking.__call__.__globals__, "merge", spying)
+    net, selector = deep((4, 4)), given_scores([1, 2, 3, 6], [-4, 0, 4, 8])
+    kept, allocation = plan(net, f"global:normalise={normalise}", selector, keep=0.5, quantity="channels")
+    assert seen[0] == pytest.approx([-v for v in first])
+    assert seen[1] == pytest.approx([-v for v in second])
+    ranked = sorted([(v, 0, i) for i, v in enumerate(first)] + [(v, 1, i) for i, v in enumerate(second)])
+    least = {(group, i) for _, group, i in ranked[:4]}
+    assert kept_lists(kept) == {str(g): [i for i in range(4) if (g, i) not in least] for g in (0, 1)}
+    assert allocation.info == {"normalise": normalise}
+
+
+@pytest.mark.parametrize("normalise", ["mean", "sum", "l2", "max", "gaussian"])
+def test_global_normalisations_of_constant_scores(normalise: str) -> None:
+    """No group is divided by zero: all-equal importances tie, and widths decide."""
+    selector = given_scores([0.0] * 4, [0.1] * 3 if normalise == "gaussian" else [0.0] * 3)
+    kept, _ = plan(deep((4, 3)), f"global:normalise={normalise}", selector, keep=0.86, quantity="channels")
+    assert kept_lists(kept) == {"0": [1, 2, 3], "1": [0, 1, 2]}
 
 
 def test_equal_importance_goes_by_index() -> None:

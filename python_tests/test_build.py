@@ -188,7 +188,8 @@ def test_a_wheel_without_native_code_leaves_the_library_of_the_clone_in_use(clon
         assert json.loads(wheel.read("srr_ext/_build_config.json"))["build"] == "none"
         names = set(wheel.namelist())
         assert not [name for name in names if name.endswith(".so")]
-        assert names >= {"srr_ext/py.typed", "srr_ext/report/page.html.j2", "srr_ext/report/page.css"}
+        pages = {f"srr_ext/{part}/{name}" for part in ("report", "comparison") for name in ("page.html.j2", "page.css")}
+        assert names >= {"srr_ext/py.typed", "srr_ext/report/macros.html.j2", *pages}
     assert record_in(clone) == "cpu"
 
 

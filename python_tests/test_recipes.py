@@ -12,7 +12,7 @@ from srr_ext.cli.parsing import as_dict, parse
 from srr_ext.config import PruneConfig
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if not path.stem.startswith("compare-"))
 IMAGES = {  # channels, size and classes of what the recipes name
     "mnist": (1, 28, 10),
     "cifar10": (3, 32, 10),

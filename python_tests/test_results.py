@@ -10,13 +10,21 @@ import pytest
 from build_script import load
 
 from srr_ext.cli.parsing import as_dict, parse
-from srr_ext.config import PruneConfig, TrainRunConfig
+from srr_ext.comparison import results, sections
+from srr_ext.comparison.grid import make_cells
+from srr_ext.config import CompareConfig, PruneConfig, TrainRunConfig
 from srr_ext.plan import PruningPlan
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-PAGES = sorted(RESULTS.glob("*.md"))
+# Pages of single runs, of comparisons made by `srr compare`, and of the study of SRR's claim.
+PAGES = sorted(page for page in RESULTS.glob("*.md") if any((RESULTS / page.stem).glob("*/report.json")))
+COMPARISONS = sorted(folder for folder in RESULTS.glob("*/*") if (folder / "cells").is_dir())
+CLAIM = RESULTS / "claim-order"
 METHOD = {"allocator", "selector", "gamma", "distance", "plan"}
-LATER = {"distance": "rms"}  # settings that the older runs did not have yet, and what they did
+# Settings that the older runs did not have yet, and what they did.
+NEW = ("distance", "split_seed", "calibration", "update", "retrain", "sparse")
+LATER = {name: value for name, value in as_dict(PruneConfig()).items() if name in NEW}
+LATER_DENSE = {"split_seed": None}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -25,12 +33,55 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_there_are_results() -> None:
     assert {page.stem for page in PAGES} >= {"lenet5-mnist", "resnet20-cifar10-jpeg"}
+    assert len(COMPARISONS) >= 0
+    pages = {folder.parent.name for folder in COMPARISONS} | {page.stem for page in PAGES}
+    pages |= {CLAIM.name} if CLAIM.exists() else set()
+    assert pages == {page.stem for page in RESULTS.glob("*.md")}
+
+
+@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_a_comparison_says_what_its_cells_recorded(folder: Path) -> None:
+    """Tables and claims follow from the cells; each cell's settings are still understood and are the recipe's."""
+    comparison = results.load(folder)
+    text = (RESULTS / f"{folder.parent.name}.md").read_text(encoding="utf-8")
+    for block in sections.markdown(comparison).split("\n\n"):
+        assert not block.startswith("| ") or block in text
+    assert all(claim in text for claim in sections.claims(comparison)["made"])
+    parsed = parse(CompareConfig, ["--config", str(folder / "config.json")], "x")
+    cells = {cell.name: cell.config for cell in make_cells(parsed, parsed.weights)}
+    assert not comparison.failures and cells.keys() == {path.name for path in (folder / "cells").iterdir()}
+    for name, config in cells.items():
+        recorded = read(folder / "cells" / name / "config.json")
+        assert as_dict(config) | {"weights": recorded["weights"]} == recorded
+        share = read(folder / "cells" / name / "report.json")[parsed.quantity]
+        keep = getattr(config, f"keep_{parsed.quantity}")
+        assert 0.96 * keep <= share["pruned"] / share["dense"] <= keep
+
+
+@pytest.mark.skipif(not CLAIM.exists(), reason="not measured yet")
+def test_the_table_of_the_claim_is_what_was_measured() -> None:
+    study = load("docs/results/claim_order.py")
+    assert study.table(CLAIM) in (RESULTS / f"{CLAIM.name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_claim_can_be_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny study: filters that go are those that are said to go, and the table is that of its record."""
+    study = load("docs/results/claim_order.py")
+    flags = ["--images", "50", "--draws", "2", "--removed", "1", "--output", str(tmp_path / "digits.json")]
+    study.main(flags)
+    record = read(tmp_path / "digits.json")
+    assert record["by_count"].keys() == {"1"} and len(record["redundancy"]) == 6
+    assert all(len(drawn) == 2 for drawn in record["by_count"]["1"]["random of every layer"].values())
+    printed = capsys.readouterr().out
+    study.main(["--table", str(tmp_path)])
+    assert printed.splitlines()[-1] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_table_is_what_the_runs_recorded(page: Path) -> None:
     """Cell by cell: the page holds the script's output."""
-    assert load("docs/results/tabulate.py").table(RESULTS / page.stem) in page.read_text(encoding="utf-8")
+    assert load("docs/results/table_of_runs.py").table(RESULTS / page.stem) in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -40,7 +91,9 @@ def test_the_runs_of_a_seed_differ_in_the_method_alone(page: Path) -> None:
     for folder in sorted(path.parent for path in (RESULTS / page.stem).glob("*/report.json")):
         report, config = read(folder / "report.json"), read(folder / "config.json")
         if folder.name.startswith("dense"):
-            assert as_dict(parse(TrainRunConfig, ["--config", str(folder / "config.json")], "x")) == config
+            assert (
+                as_dict(parse(TrainRunConfig, ["--config", str(folder / "config.json")], "x")) == LATER_DENSE | config
+            )
             continue
         assert as_dict(parse(PruneConfig, ["--config", str(folder / "config.json")], "x")) == LATER | config
         plan = PruningPlan.load(folder / "plan.json")

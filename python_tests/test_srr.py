@@ -34,7 +34,10 @@ WIDTHS = (12, 20, 9, 16)
 def naive_srr(
     net: Net, gamma: float, target: Target, orders: Sequence[Sequence[int]], least: Sequence[int], distance: str
 ) -> list[int]:
-    """Take the most redundant group, remove one vertex, measure again: the loop of the paper, word for word."""
+    """Take the most redundant group, remove one vertex, measure again: the loop of the paper, word for word.
+
+    Then put back, the latest first, what the last vertex took too much.
+    """
     matrices = group_matrices(net.groups, net.model)
     cost = CostModel(net.analysis, target.quantity)
     left = [list(order) for order in orders]
@@ -45,10 +48,20 @@ def naive_srr(
         cover = (reference.covering(graph, 1).item() + reference.covering(graph, 2).item()) / 2
         return round(len(left[i]) / (0.35 * reference.components(graph).item() + 0.65 * cover), 12)
 
-    while cost.of({g.name: np.array(v) for g, v in zip(net.groups, left, strict=True)}) > target.limit(cost.dense):
+    def too_much() -> bool:
+        return cost.of({g.name: np.array(v) for g, v in zip(net.groups, left, strict=True)}) > target.limit(cost.dense)
+
+    gone: list[tuple[int, int]] = []
+    while too_much():
         candidates = [i for i in range(len(left)) if len(left[i]) > least[i]]
         best = max(candidates, key=lambda i: (redundancy(i), len(left[i]), -i))
-        left[best].pop(0)
+        gone.append((best, left[best].pop(0)))
+    needed = set()
+    for i, vertex in reversed(gone):
+        left[i].insert(0, vertex)
+        if i in needed or too_much():
+            left[i].pop(0)
+            needed.add(i)
     return [len(v) for v in left]
 
 

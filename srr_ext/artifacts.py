@@ -69,7 +69,7 @@ def save(folder: str | Path, model: nn.Module, plan: PruningPlan, *, architectur
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"plan must be a PruningPlan, but is {type(plan).__name__}")
     folder = Path(folder)
-    _write_architecture(folder, architecture or architecture_of(model))
+    write_architecture(folder, architecture or architecture_of(model))
     write_text(folder / PLAN, plan.to_json())
     replace_file(folder / WEIGHTS, lambda path: save_model(model, str(path)))
     return folder
@@ -91,7 +91,7 @@ def save_dense(folder: str | Path, model: nn.Module) -> Path:
         The folder.
     """
     folder = Path(folder)
-    _write_architecture(folder, architecture_of(model))
+    write_architecture(folder, architecture_of(model))
     replace_file(folder / DENSE, lambda path: save_model(model, str(path)))
     return folder
 
@@ -116,17 +116,13 @@ def load_dense(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     weights = existing(folder / DENSE)
-    model = _build(_read_architecture(folder))
+    model = dense_architecture(folder)
     load_weights(model, weights)
     return model.eval()
 
 
-def _build(architecture: Architecture) -> nn.Module:
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # initial weights, which are then replaced
-        return architecture.build()
-
-
-def _write_architecture(folder: Path, architecture: Architecture | None) -> None:
+def write_architecture(folder: Path, architecture: Architecture | None) -> None:
+    """Make a folder, if need be, and write how to make the dense network; nothing for one not made by name."""
     folder.mkdir(parents=True, exist_ok=True)
     if architecture is not None:
         write_json(folder / ARCHITECTURE, {"name": architecture.name, "options": architecture.options})
@@ -159,9 +155,29 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     folder = Path(folder)
     plan = PruningPlan.load(existing(folder / PLAN))
     weights = existing(folder / WEIGHTS)
-    if model is None:
-        model = _build(_read_architecture(folder))
-    small = cut(model, plan)
+    return fill(cut(dense_architecture(folder) if model is None else model, plan), weights)
+
+
+def fill(small: nn.Module, weights: Path) -> nn.Module:
+    """Give a network that has its shapes already the tensors of a file, in the dtype of the file.
+
+    Parameters
+    ----------
+    small : nn.Module
+        Changed in place.
+    weights : Path
+        What :func:`save` or its like wrote.
+
+    Returns
+    -------
+    nn.Module
+        The same, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        A damaged file, or one that does not fit the network: the first tensor that disagrees is named.
+    """
     try:
         state = load_file(weights)
     except SafetensorError as error:
@@ -171,7 +187,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         if name not in expected:
             raise ValueError(f"{weights} has {name}, which the model lacks; it belongs to another architecture")
         if tensor.shape != expected[name].shape:
-            shapes = f"{list(tensor.shape)}, but the pruned model's has {list(expected[name].shape)}"
+            shapes = f"{list(tensor.shape)}, but the smaller model's has {list(expected[name].shape)}"
             raise ValueError(f"{weights}: {name} has shape {shapes}; weights, plan and model do not belong together")
         if tensor.dtype != expected[name].dtype:
             expected[name].data = expected[name].data.to(tensor.dtype)  # copying into another dtype would round
@@ -184,6 +200,19 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     if absent:
         raise ValueError(f"{weights} lacks {min(absent)}; it belongs to another architecture")
     return small.eval()
+
+
+def dense_architecture(folder: Path) -> nn.Module:
+    """Make the dense network whose name a folder holds, with new weights.
+
+    Raises
+    ------
+    ValueError
+        If it was not made by name, or the record is damaged.
+    """
+    architecture = _read_architecture(folder)
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # initial weights, which are then replaced
+        return architecture.build()
 
 
 def _read_architecture(folder: Path) -> Architecture:

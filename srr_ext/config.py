@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from srr_ext.allocators import available_allocators
+from srr_ext.criteria import available_selectors
 from srr_ext.data import Augment
 from srr_ext.redundancy import DEFAULT_KEEP_MACS
-from srr_ext.training import Device, TrainConfig
+from srr_ext.training import Device, SparseConfig, TrainConfig
+from srr_ext.updates import available_updates
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,13 @@ class ModelAndData:
         Fixes initial weights, validation split, order and augmentation of the images, and the plan.
     """
 
-    # Second spellings of flags that are used often.
+    # Second spellings of flags that are used often, and what lists the names that a flag takes.
     SHORT: ClassVar[dict[str, str]] = {}
+    NAMES: ClassVar[dict[str, Callable[[], list[str]]]] = {
+        "allocator": available_allocators,
+        "selector": available_selectors,
+        "update": available_updates,
+    }
 
     model: str = "digits_cnn"
     weights: str | None = None
@@ -58,6 +67,8 @@ class Training(ModelAndData):
     ----------
     validation : float
         Share of the training images that is held out for every choice; the test images are for the end.
+    split_seed : int, optional
+        Fixes which training images are held out, for runs that differ in their seed alone; default the seed.
     augment : Augment
         Random changes of the training images.
     dense : TrainConfig
@@ -65,6 +76,7 @@ class Training(ModelAndData):
     """
 
     validation: float = 0.1
+    split_seed: int | None = None
     augment: Augment = field(default_factory=Augment)
     dense: TrainConfig = field(default_factory=TrainConfig)
 
@@ -87,17 +99,11 @@ class TrainRunConfig(Training):
 
 
 @dataclass(frozen=True)
-class Planning(Training):
-    """What pruning and analysis both need.
+class PlanOptions(Training):
+    """How a plan is made, whatever its target.
 
     Attributes
     ----------
-    keep_macs : float, optional
-        Share of the multiply-accumulates to keep, in (0, 1]; 0.5 unless another target is given.
-    keep_params : float, optional
-        Share of the parameters to keep.
-    keep_channels : float, optional
-        Share of the channels to keep.
     gamma : float or "auto"
         Distance below which two filters count as redundant; auto finds the smallest one that meets the target.
     distance : {"rms", "euclidean"}
@@ -111,13 +117,29 @@ class Planning(Training):
         Training of the dense network, where no weights are given.
     """
 
-    keep_macs: float | None = None
-    keep_params: float | None = None
-    keep_channels: float | None = None
     gamma: float | Literal["auto"] = "auto"
     distance: Literal["rms", "euclidean"] = "rms"
     streams: Literal["keep", "prune"] = "keep"
     ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planning(PlanOptions):
+    """What pruning and analysis both need.
+
+    Attributes
+    ----------
+    keep_macs : float, optional
+        Share of the multiply-accumulates to keep, in (0, 1]; 0.5 unless another target is given.
+    keep_params : float, optional
+        Share of the parameters to keep.
+    keep_channels : float, optional
+        Share of the channels to keep.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    keep_channels: float | None = None
 
     @property
     def targets(self) -> dict[str, float]:
@@ -132,39 +154,62 @@ class Planning(Training):
 
 
 @dataclass(frozen=True)
-class PruneConfig(Planning):
-    """Train or load a network, prune it, fine-tune it, and write a run folder.
+class PruneOptions(PlanOptions):
+    """How a network is pruned and trained again, whatever the method and its target.
 
     Attributes
     ----------
-    allocator : str
-        How many channels each group loses: srr, uniform, widest, global, or one of an installed package.
-    selector : str
-        Which channels go first: l1, l2, fpgm, random, or one of an installed package.
     floor : float
         Share of the channels that every group keeps.
     round_to : int
         Keep multiples of this many channels.
     rounds : int
         Prune and fine-tune this many times; each round keeps the same share of what it begins with.
+    calibration : int
+        Training images that methods which look at images may look at, in whole batches of 64.
+    sparse : SparseConfig
+        Training under a penalty before the plan is made.
+    update : str
+        What is done to the weights that stay before they are trained; none for nothing.
+    retrain : {"finetune", "scratch"}
+        Train the pruned network on, or, as a control, from new weights by the recipe of the dense network for as many
+        epochs as that and the fine-tuning take together.
+    fine_tune : TrainConfig
+        Training of the pruned network.
+    """
+
+    floor: float = 0.1
+    round_to: int = 1
+    rounds: int = 1
+    calibration: int = 1024
+    update: str = "none"
+    retrain: Literal["finetune", "scratch"] = "finetune"
+    sparse: SparseConfig = field(default_factory=SparseConfig)
+    fine_tune: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class PruneConfig(Planning, PruneOptions):
+    """Train or load a network, prune it, fine-tune it, and write a run folder.
+
+    Attributes
+    ----------
+    allocator : str
+        How many channels each group loses; NAME:key=value sets an option, package.module:function is one of your own.
+    selector : str
+        Which channels go first, likewise.
     plan : Path, optional
         Cut by this plan.json instead of making a plan; the flags that say how to make one then do nothing.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
-    fine_tune : TrainConfig
-        Training of the pruned network.
     """
 
     SHORT: ClassVar[dict[str, str]] = {f"fine_tune.{name}": f"--{name}" for name in ("epochs", "lr")}
 
     allocator: str = "srr"
     selector: str = "l1"
-    floor: float = 0.1
-    round_to: int = 1
-    rounds: int = 1
     plan: Path | None = None
     output: Path | None = None
-    fine_tune: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -199,3 +244,50 @@ class EvaluateConfig(ModelAndData):
     model: str = ""
     data: str = ""
     run: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompareConfig(PruneOptions):
+    """Compare methods at several targets over several seeds, beside controls; running it again goes on.
+
+    Attributes
+    ----------
+    seed : int
+        Fixes the dense network, which all share, and which training images are held out.
+    methods : tuple of str
+        Each is ALLOCATOR[+SELECTOR[+UPDATE]], with l1 where no selector is named, or bottleneck; then settings of srr
+        prune that it alone has, as in "srr+l2 distance=euclidean"; as=NAME gives it another name in the results.
+    keep : tuple of float
+        Shares to keep, in (0, 1].
+    quantity : {"macs", "params", "channels"}
+        Of what.
+    seeds : tuple of int
+        Of the plan and the fine-tuning; the results are means over them.
+    controls : bool
+        Add random choice, uniform l1, the first method's architecture trained from scratch, and the dense network
+        trained for the extra epochs, each unless it is among the methods.
+    executor : {"local", "ray"}
+        Run cells in processes of this machine, or as tasks of a Ray cluster (see docs/comparing.md).
+    jobs : int, optional
+        Cells at the same time; default one per GPU or, without any, one per so many cores as a cell has threads. With
+        ray as many as the cluster takes.
+    threads : int
+        Threads of a cell; sums are rounded differently with more.
+    launcher : str
+        Start every cell as a command of its own with this before it: torchrun --standalone --nproc-per-node 1, say.
+    output : Path, optional
+        Folder for the results: new, empty, or begun with the same settings; default runs/compare-MODEL-DATA.
+    """
+
+    SHORT: ClassVar[dict[str, str]] = {f"fine_tune.{name}": f"--{name}" for name in ("epochs", "lr")}
+
+    methods: tuple[str, ...] = ("srr", "uniform+fpgm", "global")
+    keep: tuple[float, ...] = (0.75, 0.5, 0.25)
+    quantity: Literal["macs", "params", "channels"] = "macs"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    controls: bool = True
+    executor: Literal["local", "ray"] = "local"
+    jobs: int | None = None
+    threads: int = 1
+    launcher: str = ""
+    output: Path | None = None

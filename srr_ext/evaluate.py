@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 
 from srr_ext import artifacts
+from srr_ext.bottleneck import load_bottlenecks
+from srr_ext.bottleneck.applying import PLAN as BOTTLENECKS
 from srr_ext.cli import steps
 from srr_ext.cli.parsing import UsageError, blame, command
 from srr_ext.cli.running import Session, on_screen
@@ -67,7 +69,9 @@ def measure(config: EvaluateConfig, session: Session) -> tuple[dict[str, float],
 
 
 def _network_of_run(folder: Path) -> nn.Module:
-    """Load the pruned network, or the dense one of a run that has only trained."""
+    """Load the pruned network, that with bottlenecks, or the dense one of a run that has only trained."""
+    if (folder / BOTTLENECKS).is_file():
+        return load_bottlenecks(folder)
     only_trained = (folder / artifacts.DENSE).is_file() and not (folder / artifacts.PLAN).is_file()
     return artifacts.load_dense(folder) if only_trained else artifacts.load(folder)
 

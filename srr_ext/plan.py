@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from srr_ext.allocators import Allocator, decide
 from srr_ext.allocators.base import NodeOrder
 from srr_ext.allocators.decide import DEFAULT_FLOOR
 from srr_ext.allocators.schedule import Floor
+from srr_ext.calibration import Batch, Calibration
 from srr_ext.channels import ChannelAnalysis, analyze_channels
 from srr_ext.cost import CostModel, Quantity, Target
 from srr_ext.criteria import Selector
@@ -259,6 +260,7 @@ def make_plan(
     round_to: int = 1,
     node_order: NodeOrder = "selector",
     seed: int = 0,
+    data: Calibration | Iterable[Batch] | None = None,
     progress: Progress | None = None,
     analysis: ChannelAnalysis | None = None,
 ) -> PruningPlan:
@@ -294,6 +296,8 @@ def make_plan(
         Order in which redundancy trajectories remove filters (`srr` only).
     seed : int, default 0
         Same inputs and seed, same plan, byte for byte.
+    data : Calibration or iterable of (inputs, targets), optional
+        Images for the methods that look at some; see `srr_ext.Calibration`.
     progress : Progress, optional
         Where long stages report; silent by default.
     analysis : ChannelAnalysis, optional
@@ -335,6 +339,7 @@ def make_plan(
         round_to=round_to,
         node_order=node_order,
         seed=seed,
+        data=Calibration.of(data),
         progress=progress,
     )
     info = dict(allocation.info)
@@ -361,4 +366,8 @@ def make_plan(
 
 
 def _name(method: Any) -> str:
-    return method if isinstance(method, str) else getattr(method, "__qualname__", type(method).__qualname__)
+    if isinstance(method, str):
+        return method
+    if is_dataclass(method):
+        return repr(method)  # with its options
+    return getattr(method, "__qualname__", type(method).__qualname__)

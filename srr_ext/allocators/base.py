@@ -9,11 +9,12 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from srr_ext.allocators.schedule import Schedule
+from srr_ext.calibration import Calibration
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.cost import CostModel, Target
 from srr_ext.criteria import SelectorContext
 from srr_ext.graph import Distance
-from srr_ext.progress import Progress, silent
+from srr_ext.progress import Progress
 from srr_ext.registry import Registry
 
 NodeOrder = Literal["selector", "random", "degree"]
@@ -54,6 +55,8 @@ class AllocatorContext(SelectorContext):
         What is compared with it, see `srr_ext.graph.group_graphs`.
     node_order : {"selector", "random", "degree"}
         Order in which redundancy trajectories remove vertices.
+    data : Calibration, optional
+        For methods that look at images.
     progress : Progress, optional
         Where long stages report; silent by default.
     """
@@ -68,14 +71,14 @@ class AllocatorContext(SelectorContext):
         gamma: float | Literal["auto"] = "auto",
         distance: Distance = "rms",
         node_order: NodeOrder = "selector",
+        data: Calibration | None = None,
         progress: Progress | None = None,
     ) -> None:
-        super().__init__(model, example_inputs, seed)
+        super().__init__(model, example_inputs, seed, data=data, progress=progress)
         self.schedules = tuple(schedules)
         self.gamma = gamma
         self.distance = distance
         self.node_order = node_order
-        self.progress = progress or silent()
 
 
 class Allocator(Protocol):

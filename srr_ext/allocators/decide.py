@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from srr_ext.allocators.base import Allocation, Allocator, AllocatorContext, NodeOrder, get_allocator
 from srr_ext.allocators.merge import unreachable
 from srr_ext.allocators.schedule import Floor, Schedule, make_schedules
+from srr_ext.calibration import Calibration
 from srr_ext.channels.records import ChannelAnalysis, ChannelGroup
 from srr_ext.cost import CostModel, Target
-from srr_ext.criteria import Selector, SelectorContext, get_selector
+from srr_ext.criteria import CountedSelector, Selector, SelectorContext, get_selector
 from srr_ext.graph import Distance, check_distance
 from srr_ext.progress import Progress
 from srr_ext.transfers import to_host
@@ -37,6 +38,7 @@ def decide(
     round_to: int = 1,
     node_order: NodeOrder = "selector",
     seed: int = 0,
+    data: Calibration | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, np.ndarray], Allocation]:
     """Decide which vertices of each group stay.
@@ -71,6 +73,8 @@ def decide(
         selector's least important ones in any case.
     seed : int, default 0
         Seed of everything random. Same inputs, same seed, same answer.
+    data : Calibration, optional
+        For methods that look at images.
     progress : Progress, optional
         Where long stages report; silent by default.
 
@@ -102,17 +106,26 @@ def decide(
         round_to=round_to,
         node_order=node_order,
         seed=seed,
+        data=data,
         progress=progress,
     )
     cost = CostModel(analysis, target.quantity)
     answer = allocate(groups, importance, cost, target, context)
     allocation = answer if isinstance(answer, Allocation) else Allocation(tuple(answer))
-    counts = _settled_counts(groups, context.schedules, allocation.counts, allocator)
-    kept = {g.name: s.kept(c) for g, s, c in zip(groups, context.schedules, counts, strict=True)}
+    counts: Sequence[int] = _settled_counts(groups, context.schedules, allocation.counts, allocator)
+    schedules: Sequence[Schedule] = context.schedules
+    select = get_selector(selector)
+    if isinstance(select, CountedSelector):
+        scores = _check_importance(groups, select.given_counts(groups, counts, context), selector)
+        schedules = make_schedules(groups, [score.numpy() for score in scores], floor, round_to)
+        # What the floor protects of a layer that has only part of the vertices depends on their order.
+        counts = [max(count, g.size - s.limit) for count, g, s in zip(counts, groups, schedules, strict=True)]
+        counts = _settled_counts(groups, schedules, counts, allocator)
+    kept = {g.name: s.kept(c) for g, s, c in zip(groups, schedules, counts, strict=True)}
     reached = cost.of(kept)
     if reached > target.limit(cost.dense):
         raise ValueError(unreachable(target, reached, cost, f"with the counts of allocator {allocator!r}"))
-    return kept, replace(allocation, counts=counts)
+    return kept, replace(allocation, counts=tuple(counts))
 
 
 def prepare(
@@ -127,14 +140,13 @@ def prepare(
     round_to: int = 1,
     node_order: NodeOrder = "selector",
     seed: int = 0,
+    data: Calibration | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Tensor], AllocatorContext]:
     """Score all groups and make the context of their allocation; parameters and errors are those of `decide`."""
     _check_options(floor, round_to, node_order, seed)
     check_distance(distance)
-    scores = get_selector(selector)(groups, SelectorContext(model, example_inputs, seed))
-    if len(scores) != len(groups):
-        raise ValueError(f"selector {selector!r} must score {len(groups)} groups, got {len(scores)} tensors")
+    scores = get_selector(selector)(groups, SelectorContext(model, example_inputs, seed, data=data, progress=progress))
     importance = _check_importance(groups, scores, selector)
     schedules = make_schedules(groups, [score.numpy() for score in importance], floor, round_to)
     context = AllocatorContext(
@@ -145,6 +157,7 @@ def prepare(
         gamma=gamma,
         distance=distance,
         node_order=node_order,
+        data=data,
         progress=progress,
     )
     return importance, context
@@ -185,6 +198,8 @@ def _check_importance(
     groups: Sequence[ChannelGroup], scores: Sequence[Tensor], selector: str | Selector
 ) -> list[Tensor]:
     """Return the scores as float64 on the CPU, where the order of removal is made."""
+    if len(scores) != len(groups):
+        raise ValueError(f"selector {selector!r} must score {len(groups)} groups, got {len(scores)} tensors")
     for group, score in zip(groups, scores, strict=True):
         if not isinstance(score, Tensor):
             got = type(score).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,8 @@ from srr_ext.allocators.merge import merge
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.cost import CostModel, Target
 
+Normalise = Literal["none", "mean", "sum", "l2", "max", "gaussian"]
+
 
 @dataclass(frozen=True)
 class GlobalRanking:
@@ -21,9 +23,9 @@ class GlobalRanking:
 
     Parameters
     ----------
-    normalise : {"mean", "none"}, default "mean"
-        Divide importance by the mean of its absolute values in the group, or compare it as it is. Without division,
-        layers with many or large weights come out as important as a whole.
+    normalise : {"mean", "none", "sum", "l2", "max", "gaussian"}, default "mean"
+        How importance is made comparable across groups, see below. With "none", layers with many or large weights come
+        out as important as a whole; with "sum" and "l2", wide layers come out as unimportant.
 
     Raises
     ------
@@ -32,7 +34,18 @@ class GlobalRanking:
 
     Notes
     -----
-    Priority of a removal :math:`-s_j`, or :math:`-s_j N / \sum_i |s_i|`.
+    Priority of the removal of vertex :math:`j`, of a group with importances :math:`s_1 \ldots s_N`:
+
+    ========== ==============================================================================
+    none       :math:`-s_j`
+    mean       :math:`-s_j / (\sum_i |s_i| / N)`
+    sum        :math:`-s_j / \sum_i |s_i|`
+    l2         :math:`-s_j / \sqrt{\sum_i s_i^2}`, the one of the paper
+    max        :math:`-s_j / \max_i |s_i|`
+    gaussian   :math:`-(s_j - \mu) / \sigma`, with :math:`\sigma^2 = \sum_i (s_i - \mu)^2 / N`
+    ========== ==============================================================================
+
+    A group whose divisor is zero has importances that are all zero, or for "gaussian" all equal; its priorities are 0.
 
     References
     ----------
@@ -40,12 +53,12 @@ class GlobalRanking:
     ICLR 2017, arXiv 1611.06440 (global ranking of scores normalised per layer).
     """
 
-    normalise: Literal["mean", "none"] = "mean"
+    normalise: Normalise = "mean"
 
     def __post_init__(self) -> None:
         """Check the option."""
-        if self.normalise not in ("mean", "none"):
-            raise ValueError(f"normalise must be 'mean' or 'none', got {self.normalise!r}")
+        if self.normalise not in get_args(Normalise):
+            raise ValueError(f"normalise must be one of {', '.join(get_args(Normalise))}, got {self.normalise!r}")
 
     def __call__(
         self,
@@ -58,11 +71,24 @@ class GlobalRanking:
         """Return the vertices kept per group; see `Allocator`."""
         priorities = []
         for scores, schedule in zip(importance, context.schedules, strict=True):
-            values = scores.numpy()
-            scale = np.abs(values).mean() if self.normalise == "mean" else 1.0
-            priorities.append(-values[schedule.order] / (scale or 1.0))  # all zero: no scale to divide by
+            priorities.append(-self._normalised(scores.numpy())[schedule.order])
         info = {"normalise": self.normalise}
         return Allocation(tuple(merge(groups, priorities, cost, target, context)), info)
+
+    def _normalised(self, values: np.ndarray) -> np.ndarray:
+        """Return importance as it is compared across groups, float64 [group.size]."""
+        if self.normalise == "gaussian":
+            constant = values.min() == values.max()  # the rounded mean of equal numbers may differ from them
+            return np.zeros_like(values) if constant else (values - values.mean()) / values.std()
+        sizes = np.abs(values)
+        scale = {
+            "none": 1.0,
+            "mean": sizes.mean(),
+            "sum": sizes.sum(),
+            "l2": np.sqrt(np.square(sizes).sum()),
+            "max": sizes.max(),
+        }[self.normalise]
+        return values / (scale or 1.0)
 
 
 global_ranking = register_allocator("global")(GlobalRanking())

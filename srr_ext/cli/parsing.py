@@ -93,7 +93,8 @@ def make_parser(config: type[C], prog: str) -> ArgumentParser:
     ----------
     config : type
         A dataclass; the Attributes section of its docstring is the help text. Fields that are dataclasses themselves
-        become groups with dotted flags; an attribute ``SHORT`` maps dotted keys to a second spelling of their flags.
+        become groups with dotted flags; an attribute ``SHORT`` maps dotted keys to a second spelling of their flags,
+        ``NAMES`` to what lists the names they take.
     prog : str
         Name of the command.
 
@@ -107,7 +108,10 @@ def make_parser(config: type[C], prog: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of these settings.")
     groups: dict[str, Any] = {"": parser}
     short: dict[str, str] = getattr(config, "SHORT", {})
+    names_of: dict[str, Callable[[], list[str]]] = getattr(config, "NAMES", {})
     for key, kind, default, text in _flat(config):
+        if key in names_of:  # those of installed packages among them
+            text = f"{text} There are: {', '.join(names_of[key]())}."
         prefix = key.rpartition(".")[0]
         if prefix not in groups:
             groups[prefix] = parser.add_argument_group(prefix.replace("_", "-"), _field_texts(config)[prefix])

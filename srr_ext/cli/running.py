@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -43,6 +43,7 @@ class RunConfig(Protocol):
 
 
 C = TypeVar("C", bound=RunConfig)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,22 @@ class Session:
         Shows a line about what was decided for the user.
     log : callable, optional
         Receives the record of every epoch.
+    shared : dict, optional
+        Where runs that follow each other in one process leave what they would all make alike.
     """
 
     progress: Progress
     say: Callable[[str], None]
     log: Log | None = None
+    shared: dict[Hashable, Any] | None = None
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what another run of this process has made under that key, or make it."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
 
     def keep_dense(self, model: nn.Module) -> None:
         """Save a dense network that has just been trained; here there is no place for it."""
@@ -126,19 +138,8 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
     """
     with blame("--output"):
         folder = RunFolder(config.output, f"{config.model}-{config.data}")
-    shown = on_screen()
-    origin = {"command": [*shlex.split(prog), *arguments], "environment": environment()}
     try:
-        with blame_images(), blame_disk(folder.path), EventLog(folder.path) as events:
-
-            def log(record: dict[str, Any]) -> None:
-                with blame_disk(folder.path):  # here, as training blames its own flags for what it meets
-                    folder.log(record)
-                    events.log(record)
-
-            folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
-            run = Run(shown.progress, shown.say, log, folder=folder, origin=origin)
-            events.summary(job(config, run))
+        run = do_in_folder(folder, config, [*shlex.split(prog), *arguments], on_screen(), job)
     except UsageError as error:
         if any((folder.path / network).exists() for network in (artifacts.DENSE, artifacts.WEIGHTS)):
             raise UsageError("", f"{error}; {what_is_left(folder.path)}") from error
@@ -146,6 +147,47 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
         raise
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(what_is_left(folder.path)) from stop
+    return run
+
+
+def do_in_folder(
+    folder: RunFolder, config: C, words: list[str], session: Session, job: Callable[[C, Run], dict[str, Any]]
+) -> Run:
+    """Do a job in a folder that is there, without a word about what a failure leaves in it.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        New.
+    config : RunConfig
+        Everything the user decides; saved as ``config.json``.
+    words : list of str
+        The command, for the record.
+    session : Session
+        Shows how far the work is.
+    job : callable
+        Does the work and returns the report.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    UsageError
+        Something the user can put right.
+    """
+    origin = {"command": words, "environment": environment()}
+    with blame_images(), blame_disk(folder.path), EventLog(folder.path) as events:
+
+        def log(record: dict[str, Any]) -> None:
+            with blame_disk(folder.path):  # here, as training blames its own flags for what it meets
+                folder.log(record)
+                events.log(record)
+
+        folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
+        run = Run(session.progress, session.say, log, session.shared, folder=folder, origin=origin)
+        events.summary(job(config, run))
     return run
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srr_ext import data, models
 from srr_ext.allocators import get_allocator
+from srr_ext.calibration import Batch, Calibration
 from srr_ext.cli.parsing import UsageError, blame, flag_of
 from srr_ext.cli.running import Session
-from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, Training
+from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, PruneOptions, Training
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
 from srr_ext.data import Augment, ImageData
 from srr_ext.plan import PruningPlan, make_plan
 from srr_ext.surgery import apply_plan
-from srr_ext.training import TrainConfig, make_accelerator, train
+from srr_ext.training import AfterStep, TrainConfig, make_accelerator, reinitialise, train
+from srr_ext.updates import get_update
 
 _SEEDS = 1 << 63  # what torch's generators take
+_CALIBRATION_BATCH = 64  # the mini-batch over which gradients are averaged before they are squared (taylor2019)
 _TINY = 5_000_000  # multiply-accumulates per image; a CIFAR ResNet-20 has 40 million
 
 
@@ -33,20 +38,54 @@ def load_data(config: ModelAndData, session: Session, *, test_only: bool = False
     settings: dict[str, Any] = {}
     if isinstance(config, Training):
         settings = {"validation": config.validation, "augment": config.augment}
-    with blame("--data", type(config), augment=Augment):
-        images = data.load(
-            config.data,
-            seed=config.seed,
-            image_size=config.image_size,
-            download=config.download,
-            test_only=test_only,
-            workers=config.workers,
-            progress=session.progress,
-            **settings,
+    settings |= {"seed": split_seed(config), "image_size": config.image_size, "workers": config.workers}
+
+    def read() -> ImageData:
+        return data.load(
+            config.data, download=config.download, test_only=test_only, progress=session.progress, **settings
         )
+
+    with blame("--data", type(config), augment=Augment):
+        images = session.once(("images", config.data, test_only, *settings.items()), read)
     if isinstance(config, Training) and not images.size("train"):
         raise UsageError("--validation", f"is {config.validation}, which leaves no images for training; lower it")
     return images
+
+
+def split_seed(config: ModelAndData) -> int:
+    """Return what fixes which training images are held out."""
+    given = config.split_seed if isinstance(config, Training) else None
+    return config.seed if given is None else given
+
+
+def calibration(config: PruneOptions, images: ImageData) -> Calibration:
+    """Return the images that a decision may look at; they are read when it does."""
+    n_batches = max(1, config.calibration // _CALIBRATION_BATCH)
+    size = min(_CALIBRATION_BATCH, config.calibration)
+
+    def scored() -> list[Batch]:
+        batches = islice(images.batches("train", size, train=True, seed=config.seed), n_batches)
+        return [batch for batch in batches if len(batch[1]) == size]  # means over batches are then means over images
+
+    def checked() -> list[Batch]:
+        return list(images.batches("validation", _CALIBRATION_BATCH))
+
+    return Calibration(ReadOnce(scored), ReadOnce(checked))
+
+
+class ReadOnce:
+    """Batches that are read when they are first gone through, and then held."""
+
+    def __init__(self, read: Callable[[], list[Batch]]) -> None:
+        self._read = read
+
+    @cached_property
+    def _held(self) -> list[Batch]:
+        return self._read()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Go through them."""
+        return iter(self._held)
 
 
 def make_model(config: ModelAndData, images: ImageData, session: Session) -> nn.Module:
@@ -82,7 +121,8 @@ def check_fit(model: nn.Module, name: str, images: ImageData) -> None:
 def dense_network(config: Planning, images: ImageData, session: Session) -> nn.Module:
     """Make the network and train it, unless it comes with weights; return it in evaluation mode."""
     model = make_model(config, images, session)
-    if config.weights is None or (isinstance(config, PruneConfig) and config.rounds > 1):
+    tried = isinstance(config, PruneConfig) and (config.rounds > 1 or config.retrain == "scratch")
+    if config.weights is None or tried:
         rehearse(config, model.eval(), images)
     if config.weights is None:
         train_blaming("dense", "train dense", model, images, config.dense, config, session)
@@ -102,6 +142,9 @@ def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
         return
     if isinstance(config, AnalyzeConfig) and config.gamma != "auto":
         return  # nothing has to be reached
+    if isinstance(config, PruneConfig) and config.retrain == "scratch":
+        with blame("--retrain"):
+            reinitialise(model)
     options: dict[str, Any] = {"streams": config.streams, "ignored": config.ignored}
     if isinstance(config, PruneConfig):
         options |= {"floor": config.floor, "round_to": config.round_to}
@@ -130,9 +173,11 @@ def train_blaming(
     config: ModelAndData,
     session: Session,
     teacher: nn.Module | None = None,
+    after_step: AfterStep | None = None,
 ) -> None:
     """Train in place; what goes wrong is blamed on this group of flags, a divergence on its learning rate."""
     how: dict[str, Any] = {"device": config.device, "seed": config.seed, "stage": stage, "teacher": teacher}
+    how["after_step"] = after_step
     try:
         with threads_for(model, images), blame(flag_of(group), type(config), **{group: TrainConfig}):
             train(model, images, recipe, **how, progress=session.progress, log=session.log)
@@ -179,6 +224,7 @@ def check(config: ModelAndData) -> None:
     if isinstance(config, Training):
         if config.dense.distill:
             raise UsageError("--dense.distill", "the dense network has no teacher; --fine-tune.distill learns from it")
+        limits["split_seed"] = (0 <= split_seed(config) < _SEEDS, "at least 0 and below 2^63")
         limits["validation"] = (0 <= config.validation < 1, "in [0, 1)")
     if isinstance(config, Planning):
         _check_target(config)
@@ -188,6 +234,14 @@ def check(config: ModelAndData) -> None:
             get_allocator(config.allocator)
         with blame("--selector"):
             get_selector(config.selector)
+        if config.update != "none":
+            with blame("--update"):
+                get_update(config.update)
+        if config.retrain == "scratch" and config.rounds > 1:
+            raise UsageError("--retrain", "scratch goes without --rounds: there are no weights to go on from")
+        if config.retrain == "scratch" and config.update != "none":
+            raise UsageError("--retrain", "scratch goes without --update: no weight stays")
+        limits["calibration"] = (config.calibration >= 1, "at least 1")
         limits["floor"] = (0 <= config.floor < 1, "in [0, 1)")
         limits["round_to"] = (config.round_to >= 1, "at least 1")
         limits["rounds"] = (config.rounds >= 1, "at least 1")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from srr_ext.calibration import Batch, Calibration, batches_on
 from srr_ext.channels.records import ChannelGroup
+from srr_ext.copying import copy_model
 from srr_ext.filters import arrange, channel_weights, planning_device, raw_filters
+from srr_ext.progress import Progress, silent
 from srr_ext.registry import Registry
 
 
@@ -27,17 +30,58 @@ class SelectorContext:
         Arguments of one forward pass.
     seed : int
         Seed of everything random.
+    data : Calibration, optional
+        For methods that look at images.
+    progress : Progress, optional
+        Where long stages report; silent by default.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        seed: int = 0,
+        *,
+        data: Calibration | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.model = model
         self.example_inputs = example_inputs
         self.seed = seed
+        self.data = data
+        self.progress = progress or silent()
 
     @cached_property
     def device(self) -> torch.device:
         """Where the model is planned for, and importance best computed: see `srr_ext.filters.planning_device`."""
         return planning_device(self.model)
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration data, for those that need some.
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        if self.data is None:
+            raise ValueError(
+                "data: this method looks at images and there are none; pass data=, batches of (inputs, targets)"
+            )
+        return self.data
+
+    def batches(self) -> Iterator[Batch]:
+        """Go through the training batches of the calibration data, on `device`."""
+        return batches_on(self.device, self.calibration.train, "training batches")
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """Go through the validation batches of the calibration data, on `device`."""
+        return batches_on(self.device, self.calibration.validation, "validation batches")
+
+    def working_copy(self) -> nn.Module:
+        """Copy the model to `device`, in evaluation mode, for whoever hangs hooks into it or changes its weights."""
+        return copy_model(self.model).to(self.device).eval()
 
     def weights(self, module: str) -> Tensor:
         """Weights of a module's output channels, float64 [n_out, fan_in], on `device`."""
@@ -81,6 +125,20 @@ class Selector(Protocol):
 
     def __call__(self, groups: Sequence[ChannelGroup], context: SelectorContext, /) -> list[Tensor]:
         """Return for each group the importance of its vertices, float64 [group.size], higher = keep, on any device."""
+        ...
+
+
+@runtime_checkable
+class CountedSelector(Selector, Protocol):
+    """A selector that chooses better once it knows how many vertices of each group stay."""
+
+    def given_counts(
+        self, groups: Sequence[ChannelGroup], counts: Sequence[int], context: SelectorContext, /
+    ) -> list[Tensor]:
+        """Return the importance again, when ``counts[i]`` vertices of ``groups[i]`` are to stay: the most important.
+
+        How many stay was allocated by the importance that the call without counts has returned.
+        """
         ...
 
 

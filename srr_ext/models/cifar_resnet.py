@@ -90,6 +90,10 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(16, 32, blocks, 2, option)
         self.layer3 = _stage(32, 64, blocks, 2, option)
         self.linear = nn.Linear(64, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as He and others 2015 did, for the widths that there are."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)

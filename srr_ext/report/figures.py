@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from srr_ext.report.axes import WIDTH, beside, legend, plain_log_ticks, prepare_rows, rows_chart
 from srr_ext.report.svg import INK, PALETTE, PAPER, clean, style, to_svg
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
-_WIDTH = 8.6  # inches, at 96 CSS pixels each
-_ROW = 0.205  # inches per row of a chart with one row per layer
 _BLUE, _ORANGE, _GREEN = PALETTE[:3]
 _EDGE = "#010101"  # black in any theme, on top of a coloured cell
 
@@ -39,7 +38,7 @@ def redundancy_figure(structure: Mapping[str, Any]) -> str:
     groups = [group for group in structure["groups"] if group["before"] and group["after"]]
     names = [group["name"] for group in groups]
     with style("redundancy"):
-        figure, axes = _rows_chart(names, 0.98, right=0.74)
+        figure, axes = rows_chart(names, 0.98, right=0.74)
         before = [group["before"]["redundancy"] for group in groups]
         after = [group["after"]["redundancy"] for group in groups]
         rows = range(len(groups))
@@ -48,14 +47,14 @@ def redundancy_figure(structure: Mapping[str, Any]) -> str:
         axes.plot(after, rows, "D", color=_ORANGE, markersize=4.5)
         axes.set_xscale("log")
         axes.set_xlim(0.93, max([1.5, *before, *after]) * 1.12)
-        _plain_log_ticks(axes)
+        plain_log_ticks(axes)
         axes.set_xlabel(f"redundancy R at \N{GREEK SMALL LETTER GAMMA} = {structure['gamma']:.4g} (1: none)")
         for row, group in enumerate(groups):
-            _beside(axes, row, 0.86, f"{_short(before[row])} \N{RIGHTWARDS ARROW} {_short(after[row])}")
-            _beside(axes, row, 0.985, f"{group['kept']:,} of {group['size']:,}")
-        _beside(axes, -1, 0.86, "R")
-        _beside(axes, -1, 0.985, "channels kept")
-        _legend(
+            beside(axes, row, 0.86, f"{_short(before[row])} \N{RIGHTWARDS ARROW} {_short(after[row])}")
+            beside(axes, row, 0.985, f"{group['kept']:,} of {group['size']:,}")
+        beside(axes, -1, 0.86, "R")
+        beside(axes, -1, 0.985, "channels kept")
+        legend(
             figure,
             [
                 ("before pruning", {"marker": "o", "color": _BLUE, "markerfacecolor": PAPER, "markeredgewidth": 1.5}),
@@ -91,7 +90,7 @@ def curves_figure(structure: Mapping[str, Any]) -> str:
     groups, gammas = structure["groups"], np.array(structure["curve_gammas"])
     values = np.array([group["curve"] for group in groups])  # [groups, gammas]
     with style("curves"):
-        figure, axes = _rows_chart([group["name"] for group in groups], 1.2, right=0.86, grid=False)
+        figure, axes = rows_chart([group["name"] for group in groups], 1.2, right=0.86, grid=False)
         ratio = (gammas[-1] / gammas[0]) ** (0.5 / (len(gammas) - 1))
         borders = np.append(gammas / ratio, gammas[-1] * ratio)
         norm = LogNorm(1, max(2.0, float(values.max())))
@@ -100,7 +99,7 @@ def curves_figure(structure: Mapping[str, Any]) -> str:
         _redundant_cells(axes, values, borders, [group["turning_gamma"] for group in groups], colours, norm)
         axes.set_xscale("log")
         axes.set_xlim(borders[0], borders[-1])
-        _plain_log_ticks(axes)
+        plain_log_ticks(axes)
         marks: dict[str, Any] = {"color": "#ffffff", "markeredgecolor": _EDGE, "markersize": 5.5, "linestyle": "none"}
         for key, marker in (("turning_gamma", ">"), ("complete_gamma", "s")):
             points = [(group[key], row) for row, group in enumerate(groups) if group[key]]
@@ -122,8 +121,8 @@ def curves_figure(structure: Mapping[str, Any]) -> str:
             bar.solids.set_edgecolor("face")
         bar.outline.set_visible(False)
         place.set_title("R", loc="left", pad=8)
-        _plain_log_ticks(place, "y")
-        _legend(
+        plain_log_ticks(place, "y")
+        legend(
             figure,
             [
                 ("first edge: R > 1 from here", {"marker": ">", **marks}),
@@ -154,12 +153,12 @@ def widths_figure(structure: Mapping[str, Any]) -> str:
     """
     layers = weight_layers(structure)
     with style("widths"):
-        figure, axes = _rows_chart([layer["name"] for layer in layers], 0.88, right=0.76)
+        figure, axes = rows_chart([layer["name"] for layer in layers], 0.88, right=0.76)
         _before_after_bars(axes, [layer["out"][0] for layer in layers], [layer["out"][1] for layer in layers])
         axes.set_xlabel("output channels")
         for row, (was, now) in enumerate(layer["out"] for layer in layers):
-            _beside(axes, row, 0.9, f"{now:,} of {was:,}")
-            _beside(axes, row, 0.985, f"{now / was:.0%}".replace("%", "\N{NO-BREAK SPACE}%"))
+            beside(axes, row, 0.9, f"{now:,} of {was:,}")
+            beside(axes, row, 0.985, f"{now / was:.0%}".replace("%", "\N{NO-BREAK SPACE}%"))
         _bar_legend(figure)
         cut = sum(layer["out"][1] < layer["out"][0] for layer in layers)
         return to_svg(
@@ -196,13 +195,13 @@ def cost_figure(structure: Mapping[str, Any]) -> str:
             macs[side].append(0.0)
     scale, unit = _unit(max(macs[0], default=0))
     with style("cost"):
-        figure, axes = _rows_chart(names, 0.88, right=0.56 if times else 0.97)
+        figure, axes = rows_chart(names, 0.88, right=0.56 if times else 0.97)
         _before_after_bars(axes, [x / scale for x in macs[0]], [x / scale for x in macs[1]])
         axes.set_xlabel(f"{unit}MACs for the example input")
         if times:
             box = axes.get_position()
             second = figure.add_axes((0.6, box.y0, 0.37, box.height), sharey=axes)
-            _prepare_rows(second, len(names))
+            prepare_rows(second, len(names))
             second.tick_params(labelleft=False)
             _before_after_bars(second, spent[0], spent[1])
             second.set_xlabel("milliseconds per batch")
@@ -238,7 +237,7 @@ def training_figure(records: Sequence[Mapping[str, Any]], dense_top1: float | No
         stages.setdefault(str(record["stage"]), []).append(record)
     total = sum(len(part) for part in stages.values())
     with style("training"):
-        figure = Figure((_WIDTH, 4.6))
+        figure = Figure((WIDTH, 4.6))
         top = figure.add_axes((0.085, 0.42, 0.895, 0.43))
         bottom = figure.add_axes((0.085, 0.105, 0.895, 0.25), sharex=top)
         start, lowest = 0, 100.0
@@ -288,7 +287,7 @@ def training_figure(records: Sequence[Mapping[str, Any]], dense_top1: float | No
             entries.append(
                 (f"dense network, validation: {dense_top1:.2f} %", {"color": INK, "linestyle": (0, (1, 1.5))}),
             )
-        _legend(figure, entries)
+        legend(figure, entries)
         said = ", ".join(f"{stage}: {len(part)} epochs" for stage, part in stages.items())
         return to_svg(figure, "training", "Accuracy and loss during training", said)
 
@@ -296,29 +295,6 @@ def training_figure(records: Sequence[Mapping[str, Any]], dense_top1: float | No
 def weight_layers(structure: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the layers that have multiply-accumulates: convolutions and linear layers."""
     return [layer for layer in structure["layers"] if layer["kind"] not in ("norm", "prelu")]
-
-
-def _rows_chart(names: Sequence[str], margin: float, right: float, grid: bool = True) -> tuple[Figure, Axes]:
-    """Make a figure with one row per name, first at the top, as high as they need; margin in inches, for the rest."""
-    from matplotlib.figure import Figure
-
-    labels = [clean(name) for name in names]
-    height = margin + _ROW * len(names)
-    figure = Figure((_WIDTH, height))
-    left = min(0.36, 0.025 + 0.0092 * max(map(len, labels), default=0))
-    axes = figure.add_axes((left, 0.52 / height, right - left, 1 - margin / height))
-    _prepare_rows(axes, len(names), grid)
-    axes.set_yticks(range(len(names)), labels)
-    return figure, axes
-
-
-def _prepare_rows(axes: Axes, count: int, grid: bool = True) -> None:
-    axes.set_ylim(count - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    if grid:
-        axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)
-        axes.set_axisbelow(True)
 
 
 def _before_after_bars(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
@@ -331,22 +307,7 @@ def _before_after_bars(axes: Axes, before: Sequence[float], after: Sequence[floa
 def _bar_legend(figure: Figure) -> None:
     box = {"marker": "s", "markersize": 8, "linestyle": "none"}
     outline = {**box, "color": INK, "markerfacecolor": "none", "markeredgewidth": 0.8}
-    _legend(figure, [("dense", outline), ("pruned", {**box, "color": _BLUE})])
-
-
-def _legend(figure: Figure, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **{"linestyle": "none", "label": label} | look) for label, look in entries]
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1), ncols=len(entries), handletextpad=0.5,
-        columnspacing=1.8, borderaxespad=0.2,
-    )  # fmt: skip
-
-
-def _beside(axes: Axes, row: float, place: float, text: str) -> None:
-    """Write beside a row, up to ``place`` as a share of the width of the figure."""
-    axes.annotate(text, (place, row), xycoords=("figure fraction", "data"), ha="right", va="center", fontsize=8)
+    legend(figure, [("dense", outline), ("pruned", {**box, "color": _BLUE})])
 
 
 def _short(value: float) -> str:
@@ -375,16 +336,6 @@ def _redundant_cells(
             shown.append(values[row, column])
     cells = PolyCollection(corners, array=shown, cmap=colours, norm=norm, edgecolors="face", linewidths=0.4)
     axes.add_collection(cells, autolim=False)
-
-
-def _plain_log_ticks(axes: Axes, which: str = "x") -> None:
-    """Ticks at 1, 2, 5, 10, ..., in plain digits."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _unit(largest: float) -> tuple[float, str]:

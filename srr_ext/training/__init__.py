@@ -9,20 +9,27 @@ Everything random, the order of the images included, follows from one seed.
 from __future__ import annotations
 
 from srr_ext.training.averaging import averaged_model, averaging_decay, take_average
-from srr_ext.training.config import Optimizer, Precision, Schedule, TrainConfig
+from srr_ext.training.config import Optimizer, Precision, Schedule, SparseConfig, TrainConfig
 from srr_ext.training.devices import Device, make_accelerator, resolve_precision
 from srr_ext.training.evaluation import evaluate, evaluate_topk
-from srr_ext.training.loop import Log, train
+from srr_ext.training.initialisation import reinitialise
+from srr_ext.training.loop import AfterStep, Log, train
 from srr_ext.training.losses import distillation_loss, training_loss
+from srr_ext.training.penalties import BatchNormL1, GroupLasso, ProximalPenalty, make_penalty
 from srr_ext.training.recalibration import recalibrate_batch_norm
 from srr_ext.training.schedules import learning_rate_factor, make_optimizer
 
 __all__ = [
+    "AfterStep",
+    "BatchNormL1",
     "Device",
+    "GroupLasso",
     "Log",
     "Optimizer",
     "Precision",
+    "ProximalPenalty",
     "Schedule",
+    "SparseConfig",
     "TrainConfig",
     "averaged_model",
     "averaging_decay",
@@ -32,7 +39,9 @@ __all__ = [
     "learning_rate_factor",
     "make_accelerator",
     "make_optimizer",
+    "make_penalty",
     "recalibrate_batch_norm",
+    "reinitialise",
     "resolve_precision",
     "take_average",
     "train",

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Penalty = Literal["none", "group_lasso", "bn_l1"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,37 @@ class TrainConfig:
         if (self.schedule == "step") != bool(self.milestones):
             wanted = "name at least one epoch" if self.schedule == "step" else "be empty"
             raise ValueError(f"milestones must {wanted} with schedule {self.schedule}, but is {self.milestones}")
+
+
+@dataclass(frozen=True)
+class SparseConfig(TrainConfig):
+    """How to train under a penalty that makes whole channels zero. The fields are also flags of the commands.
+
+    Attributes
+    ----------
+    penalty : {"none", "group_lasso", "bn_l1"}
+        Of the Euclidean norms of channels with all that hangs on them, of the absolute values of the scales of batch
+        normalisation (network slimming), or no such training at all.
+    strength : float
+        Weight of the penalty beside the loss. A norm loses at most strength times the sum of the learning rates of all
+        steps, so that short trainings need strengths far above those of the literature, from 1e-4 on.
+    """
+
+    penalty: Penalty = "none"
+    strength: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.penalty not in get_args(Penalty):
+            raise ValueError(f"penalty must be one of {', '.join(get_args(Penalty))}, but is {self.penalty}")
+        if not (math.isfinite(self.strength) and self.strength >= 0):
+            raise ValueError(f"strength must be at least 0, but is {self.strength}")
+        if self.ema and self.penalty != "none":
+            raise ValueError(
+                f"ema must be 0 with penalty {self.penalty}, but is {self.ema}: an average of weights is not zero "
+                "where the weights have become zero"
+            )
 
 
 def _one_of(value: str, kind: object) -> tuple[bool, str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # it takes a second, and most users of the package do not tra
     from accelerate import Accelerator
 
 Log = Callable[[dict[str, Any]], None]
+AfterStep = Callable[[float], None]
 
 
 def train(
@@ -40,6 +41,7 @@ def train(
     progress: Progress | None = None,
     log: Log | None = None,
     teacher: nn.Module | None = None,
+    after_step: AfterStep | None = None,
 ) -> list[dict[str, Any]]:
     """Train a classifier in place; the weights of the last epoch stay (none is picked by its accuracy).
 
@@ -65,6 +67,9 @@ def train(
     teacher : nn.Module, optional
         Whose scores ``distill`` asks for; without ``distill`` it is not used. It computes in evaluation mode without
         gradients, and is left as it was.
+    after_step : callable, optional
+        Called after every step of the optimiser with the learning rate of that step; may change the weights in place,
+        as a proximal step or a mask does.
 
     Returns
     -------
@@ -103,7 +108,9 @@ def train(
         if config.distill and teacher is not None:
             stack.enter_context(in_mode(teacher, training=False))
             stack.enter_context(lent_to(accelerator.device, teacher))
-        loop = _Loop(model, config, accelerator, precision, config.epochs * len(batches), teacher, len(data.classes))
+        loop = _Loop(
+            model, config, accelerator, precision, config.epochs * len(batches), teacher, len(data.classes), after_step
+        )
         stack.callback(loop.close)
         step = stack.enter_context((progress or silent()).stage(stage, loop.steps))
         for epoch in range(1, config.epochs + 1):
@@ -151,8 +158,9 @@ class _Loop:
         steps: int,
         teacher: nn.Module | None,
         n_classes: int,
+        after_step: AfterStep | None,
     ) -> None:
-        self.n_classes = n_classes
+        self.n_classes, self.after_step = n_classes, after_step
         self.model, self.config, self.accelerator, self.steps, self.done = model, config, accelerator, steps, 0
         self.teacher = teacher if config.distill else None
         self.autocast = autocast(precision, accelerator.device)
@@ -219,6 +227,8 @@ class _Loop:
         else:
             self.scaler.step(self.optimizer)  # which leaves out steps with an overflow
             self.scaler.update()
+        if self.after_step is not None:
+            self.after_step(self.lr)
         self.done += 1
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)

@@ -1,4 +1,4 @@
-"""Print the table of a set of runs: ``python docs/results/tabulate.py docs/results/lenet5-mnist``.
+"""Print the table of a set of runs: ``python docs/results/table_of_runs.py docs/results/lenet5-mnist``.
 
 The folder holds one folder per run, called METHOD-SEED, each with the ``report.json`` that the run wrote.
 """

@@ -1,0 +1,302 @@
+"""From the settings of a comparison to its cells: a method, a share to keep and a seed each."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_origin, get_type_hints
+
+from srr_ext.bottleneck.options import is_bottleneck
+from srr_ext.config import CompareConfig, PruneConfig, PruneOptions
+
+Role = Literal["method", "control"]
+
+# What every cell shares, so that its result tells of the method alone; and what the text of a method says by itself.
+_SHARED = (
+    "model weights data image_size download workers device seed validation split_seed augment dense plan output "
+    "keep_macs keep_params keep_channels"
+).split()
+_SAID = ("allocator", "selector", "update")
+
+# What bottlenecks take; they have no plan, and so nothing else that says how to make one.
+_OF_BOTTLENECKS = "fine_tune sparse calibration ignored retrain rounds".split()
+_SELECTOR_OF_BOTTLENECKS = "eigendamage"  # for the record
+
+DENSE_LONGER = "dense-longer"  # the control that loses no channel, so that it has one target of its own
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to prune.
+
+    Attributes
+    ----------
+    label : str
+        What the results call it.
+    text : str
+        What it was read from, without its label.
+    settings : dict of str to str
+        Settings of ``srr prune``, dotted where they are nested, that differ from those of the comparison.
+    role : {"method", "control"}
+        What is compared, or what it is compared with.
+    kind : str
+        What checks, runs and loads it, a key of ``srr_ext.comparison.kinds.KINDS``.
+    """
+
+    label: str
+    text: str
+    settings: dict[str, str] = field(default_factory=dict)
+    role: Role = "method"
+    kind: str = "prune"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes
+    ----------
+    name : str
+        Of its folder; the same whatever else is in the grid.
+    method : Method
+    keep : float
+        Share to keep.
+    seed : int
+    config : PruneConfig
+        All that it takes to repeat it.
+    extra_epochs : int
+        Epochs of training under a penalty or in further rounds that the other cells do not have.
+    """
+
+    name: str
+    method: Method
+    keep: float
+    seed: int
+    config: PruneConfig
+    extra_epochs: int
+
+    def record(self, quantity: str) -> dict[str, Any]:
+        """Return what ``cell.json`` says: ``method`` is its label."""
+        method = self.method
+        return {
+            "method": method.label,
+            "text": method.text,
+            "role": method.role,
+            "quantity": quantity,
+            "keep": self.keep,
+            "seed": self.seed,
+            "settings": method.settings,
+            "extra_epochs": self.extra_epochs,
+        }
+
+
+def parse_method(text: str) -> Method:
+    """Read a method.
+
+    Parameters
+    ----------
+    text : str
+        ``ALLOCATOR[+SELECTOR[+UPDATE]] [KEY=VALUE ...]``, each name with options as in ``global:normalise=l2``. A key
+        is a setting of ``srr prune``, dotted where it is nested, or ``as``: the label, by default the text itself.
+        Or ``bottleneck``, with options, in place of all three names.
+
+    Returns
+    -------
+    Method
+        Its names and values are not checked yet: `cell_config` does it.
+
+    Raises
+    ------
+    ValueError
+        No method, a word without ``=``, or a key that is shared by all methods or not for this one.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} has an open quotation mark") from error
+    if not words or "=" in words[0].partition(":")[0]:
+        raise ValueError(f"{text!r} must begin with ALLOCATOR[+SELECTOR[+UPDATE]], as in 'srr+l1'")
+    names = re.split(r"\+(?![0-9])", words[0])  # the sign in 1e+2 separates nothing
+    if len(names) > len(_SAID) or not all(names):
+        raise ValueError(f"{words[0]!r} must be ALLOCATOR[+SELECTOR[+UPDATE]], as in 'srr+l1'")
+    settings = dict(zip(_SAID, names, strict=False))
+    kind = "bottleneck" if is_bottleneck(names[0]) else "prune"
+    if kind == "bottleneck" and len(names) > 1:
+        raise ValueError(f"{words[0]!r}: bottleneck goes alone, without selector and update; it removes no channels")
+    label = ""
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        key = key.replace("-", "_")
+        if not equals or not value:
+            raise ValueError(f"{text!r}: {word!r} must be KEY=VALUE, as in distance=euclidean")
+        if key == "as":
+            label = value
+        elif key.partition(".")[0] in _SHARED:
+            raise ValueError(f"{text!r}: {key} is the same for all methods of a comparison; set it for all")
+        elif key in _SAID:
+            raise ValueError(f"{text!r}: write {key} as a part of ALLOCATOR+SELECTOR+UPDATE, not as a setting")
+        elif key in settings:
+            raise ValueError(f"{text!r}: {key} is there twice")
+        elif kind == "bottleneck" and key.partition(".")[0] not in _OF_BOTTLENECKS:
+            raise ValueError(
+                f"{text!r}: {key} is no setting of bottlenecks, which take {', '.join(_OF_BOTTLENECKS)}, and options "
+                "as in bottleneck:basis=patches,labels=given,floor=0.05"
+            )
+        else:
+            settings[key] = value
+    plain = shlex.join(word for word in words if not word.startswith("as="))
+    return Method(label or plain, plain, settings, kind=kind)
+
+
+def make_methods(config: CompareConfig) -> list[Method]:
+    """Return the methods, then the controls that are not among them.
+
+    Raises
+    ------
+    ValueError
+        A method or a label that is there twice, or a text that is none.
+    """
+    methods = [parse_method(text) for text in config.methods]
+    taken: dict[str, Method] = {}
+    for method in methods:
+        twin = next((other for other in taken.values() if _same(config, method, other)), None)
+        if twin is not None:
+            raise ValueError(f"{method.text!r} is the same method as {twin.text!r}; leave one out")
+        if method.label == DENSE_LONGER:
+            raise ValueError(f"{method.label!r} is the name of a control; give the method another by as=NAME")
+        if method.label in taken:
+            raise ValueError(f"{method.label!r} is the name of two methods; give one another by as=NAME")
+        taken[method.label] = method
+    for control in _controls(config, methods[0]) if config.controls else ():
+        if not any(_same(config, control, method) for method in methods):
+            if control.label in taken:
+                raise ValueError(f"{control.label!r} is the name of a control; give the method another by as=NAME")
+            methods.append(control)
+    return methods
+
+
+def make_cells(config: CompareConfig, weights: str | None) -> list[Cell]:
+    """Return the grid, one seed after the other, so that one of all methods is there as soon as can be.
+
+    Parameters
+    ----------
+    config : CompareConfig
+        Everything the user decides.
+    weights : str, optional
+        Checkpoint of the dense network.
+
+    Raises
+    ------
+    ValueError
+        A method that cannot be, or is there twice; the message names it.
+    """
+    cells = []
+    for seed in config.seeds:
+        for method in make_methods(config):
+            for keep in (1.0,) if method.label == DENSE_LONGER and method.role == "control" else config.keep:
+                settings = cell_config(config, method, keep, seed, weights)
+                extra = _epochs(settings) - _epochs(config)
+                name = f"{_file_name(method.label)}_{config.quantity}{keep!r}_seed{seed}"
+                cells.append(Cell(name, method, keep, seed, settings, extra))
+    return cells
+
+
+def cell_config(config: CompareConfig, method: Method, keep: float, seed: int, weights: str | None) -> PruneConfig:
+    """Return the configuration of one cell.
+
+    Raises
+    ------
+    ValueError
+        A setting that does not exist or a value that it does not take.
+    """
+    shared = {entry.name: getattr(config, entry.name) for entry in fields(PruneOptions)}
+    shared["split_seed"] = config.seed if config.split_seed is None else config.split_seed
+    if method.kind == "bottleneck":
+        shared["selector"] = _SELECTOR_OF_BOTTLENECKS
+    plain = PruneConfig(**shared | {"weights": weights, "seed": seed, f"keep_{config.quantity}": keep})
+    try:
+        return _with_settings(plain, method.settings)
+    except ValueError as error:
+        raise ValueError(f"{method.text!r}: {error}") from error
+
+
+def _controls(config: CompareConfig, first: Method) -> Iterator[Method]:
+    """Yield what shows whether a method is worth its trouble."""
+    yield _method("random", "uniform+random")
+    yield _method("uniform", "uniform+l1")
+    # New weights are trained once, for as long as the first method is in all of its rounds.
+    its = cell_config(config, first, config.keep[0], config.seeds[0], None)
+    settings = {"retrain": "scratch"}
+    if its.update != "none":  # of which nothing would be left
+        settings |= {"selector": its.selector, "update": "none"}
+    if its.rounds > 1:
+        settings |= {"rounds": "1", "fine_tune.epochs": str(its.rounds * its.fine_tune.epochs)}
+    yield _method("scratch", first.text, settings)
+    nothing = {} if config.sparse.penalty == "none" else {"sparse.penalty": "none"}
+    if config.retrain != "finetune":
+        nothing["retrain"] = "finetune"
+    yield _method(DENSE_LONGER, "uniform+l1", nothing)
+
+
+def _method(label: str, text: str, settings: Mapping[str, str] | None = None) -> Method:
+    """Make a control of the text of a method and other settings."""
+    parsed = parse_method(text)
+    changed = parsed.settings | dict(settings or {})
+    names = "+".join(changed[name] for name in _SAID if name in changed)
+    rest = [f"{key}={value}" for key, value in changed.items() if key not in _SAID]
+    return Method(label, shlex.join([names, *rest]), changed, "control", parsed.kind)
+
+
+def _same(config: CompareConfig, one: Method, other: Method) -> bool:
+    """Whether two methods do the same, whatever they are called."""
+    if DENSE_LONGER in (one.label, other.label):  # the only one that differs by its target
+        return one.label == other.label
+    first, second = (cell_config(config, method, 0.5, 0, None) for method in (one, other))
+    return one.kind == other.kind and first == second
+
+
+def _epochs(config: PruneOptions) -> int:
+    """Epochs between the dense network and the result."""
+    sparse = 0 if config.sparse.penalty == "none" else config.sparse.epochs
+    return sparse + config.rounds * config.fine_tune.epochs
+
+
+def _file_name(label: str) -> str:
+    """Return a name that any file system takes, another one for every label."""
+    plain = re.sub(r"[^a-z0-9+.-]+", "-", label.lower())[:60].lstrip(".-")
+    return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+
+
+def _with_settings(config: Any, settings: Mapping[str, str]) -> Any:
+    """Return the configuration with other values, given as text."""
+    kinds = get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    nested: dict[str, dict[str, str]] = {}
+    for key, text in settings.items():
+        head, dot, rest = key.partition(".")
+        if head not in kinds or bool(dot) != is_dataclass(getattr(config, head, None)):
+            raise ValueError(f"srr prune has no setting {key}; srr prune --help lists them, as --{key}")
+        if dot:
+            nested.setdefault(head, {})[rest] = text
+        else:
+            values[key] = _read(key, text, kinds[key])
+    for head, inner in nested.items():
+        values[head] = _with_settings(getattr(config, head), inner)
+    return replace(config, **values)
+
+
+def _read(key: str, text: str, kind: Any) -> Any:
+    """Turn the text of a setting into a value of its type."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if get_origin(kind) is tuple and not text.startswith("["):
+        text = f"[{text}]"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        return parser.parse_args([f"--value={text}"]).value
+    except ArgumentError as error:
+        raise ValueError(f"{text!r} is not a value that {key} takes") from error
