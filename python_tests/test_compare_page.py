@@ -17,6 +17,7 @@ from test_report_page import CONTRASTS, FORGOTTEN_BLACK, HOSTILE, browser, opene
 
 from srr_ext.cli.parsing import as_dict, parse
 from srr_ext.comparison import sections
+from srr_ext.comparison.checklist import warnings
 from srr_ext.comparison.figures import COSTS, curve_figure, looks_of, seeds_figure
 from srr_ext.comparison.page import recipe, write
 from srr_ext.comparison.results import as_csv, as_json, load
@@ -162,12 +163,12 @@ def test_tables_say_measured_times_of_the_first_seed(tmp_path: Path) -> None:
 
 def test_a_complete_comparison_lacks_nothing(tmp_path: Path) -> None:
     comparison = load(add_comparison(tmp_path, keeps=(0.8, 0.6, 0.5, 0.4, 0.3)))
-    assert sections.warnings(comparison) == []
+    assert warnings(comparison) == []
 
 
 def test_what_is_lacking_is_said(tmp_path: Path) -> None:
     def said(folder: Path) -> str:
-        return "\n".join(sections.warnings(load(folder)))
+        return "\n".join(warnings(load(folder)))
 
     bare = said(small(tmp_path / "bare", seeds=(0,), controls=False, latency=False))
     for words in ("only one seed", "only 1 operating point", "random selection", "uniform widths", "from scratch",
@@ -189,10 +190,10 @@ def test_what_is_lacking_is_said(tmp_path: Path) -> None:
 def test_a_control_under_another_name_is_one(tmp_path: Path) -> None:
     add_config(tmp_path, ("srr+l1", "uniform+l1", "widest+random as=chance"))
     add_cell(tmp_path, "srr+l1", 0.5, 0, 80.0)
-    assert sections.warnings(load(tmp_path))[2].count("?") == 4
+    assert warnings(load(tmp_path))[2].count("?") == 4
     add_cell(tmp_path, "uniform+l1", 0.5, 0, 80.0, report={"allocator": "uniform"})
     add_cell(tmp_path, "chance", 0.5, 0, 80.0, report={"allocator": "widest", "selector": "random:x=1"})
-    [said] = [line for line in sections.warnings(load(tmp_path)) if "control" in line]
+    [said] = [line for line in warnings(load(tmp_path)) if "control" in line]
     assert "uniform" not in said and "random" not in said and said.count("?") == 2
 
 

@@ -16,8 +16,8 @@ from build_script import load as load_script
 from comparison_data import add_cell, add_comparison, add_config
 
 from srr_ext.cli.tables import make_console
+from srr_ext.comparison.checklist import warnings
 from srr_ext.comparison.results import CONTROLS, as_csv, as_json, load, read, result_table, summary
-from srr_ext.comparison.sections import warnings
 
 ROOT = Path(__file__).parents[1]
 HEAD = (

@@ -37,6 +37,11 @@ def run(model: nn.Module, example_inputs: Any) -> Any:
     return model(*args, **kwargs)
 
 
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a layer reads, given by position or as ``input=``."""
+    return args[0] if args else kwargs.get("input")
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in a nest of containers, dataclasses and plain objects, in order."""
     for leaf in tree_leaves(value):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from srr_ext.inputs import run
+from srr_ext.inputs import first_argument, run
 from srr_ext.measuring import differentiating, measuring, require_gradient
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class _Enough(BaseException):
 
 def _hook(name: str, record: Callable[[str, nn.Module, Tensor, Tensor], None]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        record(name, module, args[0] if args else kwargs["input"], output)
+        record(name, module, first_argument(args, kwargs), output)
 
     return hook
 

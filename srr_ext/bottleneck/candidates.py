@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from srr_ext.bottleneck.layer import REPLACEABLE, Basis, Replaceable
 from srr_ext.copying import copy_model
 from srr_ext.criteria.kfac import kernel_elements
-from srr_ext.inputs import detached, run
+from srr_ext.inputs import detached, first_argument, run
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _positions(model: nn.Module, example_inputs: Any, names: list[str]) -> dict[
     twin = copy_model(model, share_parameters=True)
 
     def count(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> None:
-        inputs = args[0] if args else kwargs["input"]
+        inputs = first_argument(args, kwargs)
         n_out, n_in = cast(Replaceable, twin.get_submodule(name)).weight.shape[:2]
         before = positions.pop(name, (0, 0))
         positions[name] = before[0] + inputs.numel() // n_in, before[1] + outputs.numel() // n_out

@@ -8,6 +8,7 @@ from typing import Any
 
 from srr_ext.artifacts import PAGE
 from srr_ext.comparison import sections
+from srr_ext.comparison.checklist import warnings
 from srr_ext.comparison.records import Comparison
 from srr_ext.comparison.results import CSV, JSON, as_csv, as_json, load
 from srr_ext.files import replace_file, write_json, write_text
@@ -71,7 +72,7 @@ def _render(comparison: Comparison, curves: Mapping[str, Any], shares: Mapping[s
     content: dict[str, Any] = {
         "title": sections.title(comparison),
         "story": sections.story(comparison),
-        "warnings": sections.warnings(comparison),
+        "warnings": warnings(comparison),
         "failures": sections.failures(comparison),
         "recipe": recipe(comparison.config),
         "command": "srr compare --config compare.yaml",

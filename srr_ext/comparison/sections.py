@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from srr_ext.comparison.checklist import warnings
 from srr_ext.comparison.figures import COSTS, QUANTITIES, curve_figure, seeds_figure, written
 from srr_ext.comparison.grid import DENSE_LONGER
 from srr_ext.comparison.records import Comparison, Summary
-from srr_ext.comparison.results import CONTROLS, EQUAL
+from srr_ext.comparison.results import EQUAL
 from srr_ext.comparison.statistics import LEAST_SEEDS, LEVEL, Spread, Verdict, number
+from srr_ext.comparison.words import MINUS, epochs_more, extra_epochs, plural
 from srr_ext.report.sections import Missing, Picture, Table
 
-LEAST_POINTS = 5
-_PROVEN = 1e-9  # relative difference of the cut network from the masked one
-_TRAINING = ("fine_tune", "calibration", "retrain")  # settings that say nothing of what is pruned
-_TRAINING = ("fine_tune", "calibration", "retrain")  # settings of a method that are about training, not about it
-_MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -25,7 +22,7 @@ def title(comparison: Comparison) -> str:
     methods = sum(role == "method" for role in _roles(comparison).values())
     facts = comparison.facts
     where = f"{facts['model']} on {facts['data']}" if comparison.rows else "nothing finished yet"
-    return f"{_plural(methods, 'method')} compared: {where}"
+    return f"{plural(methods, 'method')} compared: {where}"
 
 
 def story(comparison: Comparison) -> str:
@@ -36,16 +33,16 @@ def story(comparison: Comparison) -> str:
     seeds = sorted({row.seed for row in comparison.rows})
     shares = _listed([f"{keep:g}" for keep in comparison.keeps])
     controls = roles.count("control")
-    who = f"{_plural(roles.count('method'), 'method')} and {_plural(controls, 'control') if controls else 'no control'}"
+    who = f"{plural(roles.count('method'), 'method')} and {plural(controls, 'control') if controls else 'no control'}"
     what = (
         f"{who} had to keep {shares} of {QUANTITIES[comparison.rows[0].quantity]} of the same dense network "
-        f"({written(comparison.dense())} % top-1), with {_plural(len(seeds), 'seed')} each."
+        f"({written(comparison.dense())} % top-1), with {plural(len(seeds), 'seed')} each."
     )
     if not comparison.verdicts:
         return what
     claims = sum(bool(verdict.claim) for verdict in comparison.verdicts)
     backed = f"{claims} {'is' if claims == 1 else 'are'} backed by a test over seeds"
-    return f"{what} Of {_plural(len(comparison.verdicts), 'possible claim')}, {backed}."
+    return f"{what} Of {plural(len(comparison.verdicts), 'possible claim')}, {backed}."
 
 
 def compared(comparison: Comparison) -> list[tuple[str, str]]:
@@ -72,67 +69,12 @@ def compared(comparison: Comparison) -> list[tuple[str, str]]:
 
 def methods(comparison: Comparison) -> Table:
     """Lay out what every label stands for."""
-    roles, extra = _roles(comparison), _extra(comparison)
+    roles, extra = _roles(comparison), extra_epochs(comparison)
     rows = [
-        (label, roles[label], str(comparison.methods[label]["text"]), _epochs(extra[label]) or "same as all")
+        (label, roles[label], str(comparison.methods[label]["text"]), epochs_more(extra[label]) or "same as all")
         for label in comparison.labels
     ]
     return Table(("label", "role", "what it is", "training beyond the others"), rows)
-
-
-def warnings(comparison: Comparison) -> list[str]:
-    """Say in plain words what the comparison lacks of what one needs to be believed."""
-    rows = comparison.rows
-    if not rows:
-        return []
-    found = []
-    seeds = sorted({row.seed for row in rows})
-    if len(seeds) < LEAST_SEEDS:
-        have = "There is only one seed" if len(seeds) == 1 else f"There are only {len(seeds)} seeds"
-        deviation = ", so there are no standard deviations" if len(seeds) == 1 else ""
-        found.append(f"{have}{deviation}: differences may be luck, and no claim is made below {LEAST_SEEDS} seeds.")
-    if len(comparison.keeps) < LEAST_POINTS:
-        points = _plural(len(comparison.keeps), "operating point")
-        found.append(
-            f"There {'is' if len(comparison.keeps) == 1 else 'are'} only {points}: curves of accuracy cross, so what "
-            f"leads here may trail at other costs. {LEAST_POINTS} are the least to see it."
-        )
-    found += _controls_missing(comparison)
-    if missing := _cells_missing(comparison):
-        shown = "; ".join(missing[:6]) + (f"; and {len(missing) - 6} more" if len(missing) > 6 else "")
-        found.append(
-            f"{_plural(len(missing), 'cell')} of the grid {'is' if len(missing) == 1 else 'are'} missing ({shown}), so "
-            "that means are not over the same seeds. Tests pair only the seeds that both methods have."
-        )
-    found += _costs_differ(comparison)
-    longer = {label: extra for label, extra in _extra(comparison).items() if extra and label != DENSE_LONGER}
-    if longer:
-        said = ", ".join(f"{label} {_epochs(extra)}" for label, extra in longer.items())
-        found.append(f"Some do not train for as long as the others, which alone may explain a difference: {said}.")
-    own = [
-        label
-        for label, method in comparison.methods.items()
-        if label not in CONTROLS and any(key.split(".")[0] in _TRAINING for key in method["settings"])
-    ]
-    if own:
-        found.append(f"Some have a recipe of their own, so that more than the method differs: {', '.join(own)}.")
-    if comparison.config.get("weights") and any(
-        method["settings"].get("retrain") == "scratch" for method in comparison.methods.values()
-    ):
-        found.append(
-            "The dense network came with its weights, and how long it was trained is not known here. If that was "
-            "longer than the control from scratch was, this control shows nothing, and no claim is made from it."
-        )
-    if not comparison.latency:
-        found.append("Time was not measured: fewer multiply-accumulates need not be faster.")
-    dense = comparison.dense()
-    if dense.std:
-        found.append(
-            f"The dense networks of the seeds differ ({written(dense)} %): each result is compared with its own."
-        )
-    if (error := comparison.facts["surgery_error"]) > _PROVEN:
-        found.append(f"In some cell the cut network differs from the masked one by {error:.1e} (relative).")
-    return found
 
 
 def claims(comparison: Comparison) -> dict[str, Any]:
@@ -144,7 +86,7 @@ def claims(comparison: Comparison) -> dict[str, Any]:
     rule = (
         f"Final top-1 accuracy of the first method, {verdicts[0].method}, against every other, paired by seed. A claim "
         f"needs {LEAST_SEEDS} seeds and a p below {LEVEL:g} after Holm's correction for "
-        f"{_plural(family, 'test')}; the winner must not cost over {100 * EQUAL:g} % more, nor have been trained for "
+        f"{plural(family, 'test')}; the winner must not cost over {100 * EQUAL:g} % more, nor have been trained for "
         "longer. Seeds vary the plan and the fine-tuning of one dense network."
         if verdicts
         else "There is no other method to test the first one against."
@@ -199,7 +141,7 @@ def results(comparison: Comparison, keep: float) -> Table:
 def cells(comparison: Comparison, entry: Summary) -> list[str]:
     """Write what one method reached: seeds, top-1, difference from dense, compression, speed-up, measured speed-up."""
     measured = comparison.measured(entry)
-    epochs = _epochs(entry.extra_epochs)
+    epochs = epochs_more(entry.extra_epochs)
     return [
         str(len(entry.seeds)),
         written(entry.top1_final) + (f" ({epochs})" if epochs else ""),
@@ -288,51 +230,6 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _controls_missing(comparison: Comparison) -> list[str]:
-    """Say which controls are not there, be it under another name."""
-    parts = {row.method: (row.allocator.partition(":")[0], row.selector.partition(":")[0]) for row in comparison.rows}
-    trained_anew = [m for m, said in comparison.methods.items() if said["settings"].get("retrain") == "scratch"]
-    there = {
-        "random selection (does the choice of channels matter?)": any(s == "random" for _, s in parts.values()),
-        "uniform widths (does the choice of widths matter?)": any(
-            a == "uniform" and s != "random" and label not in (DENSE_LONGER, *trained_anew)
-            for label, (a, s) in parts.items()
-        ),
-        "the pruned network trained from scratch (do the trained weights matter?)": bool(trained_anew)
-        or "scratch" in parts,
-        "the dense network trained for as much longer (is a gain only the longer training?)": DENSE_LONGER in parts,
-    }
-    gone = [control for control, is_there in there.items() if not is_there]
-    return [f"There is no control of this kind: {'; '.join(gone)}."] if gone else []
-
-
-def _cells_missing(comparison: Comparison) -> list[str]:
-    """Name the cells that others of the same share or seed have, and these not."""
-    there = {(row.method, row.keep, row.seed) for row in comparison.rows}
-    seeds = sorted({row.seed for row in comparison.rows} | set(comparison.config.get("seeds") or ()))
-    return [
-        f"{label} at {keep:g}, seed {seed}"
-        for label in comparison.labels
-        for keep in ([1.0] if label == DENSE_LONGER else comparison.keeps)
-        for seed in seeds
-        if (label, keep, seed) not in there
-    ]
-
-
-def _costs_differ(comparison: Comparison) -> list[str]:
-    quantity = comparison.rows[0].quantity
-    if quantity == "channels":
-        return ["Methods keep the same share of channels, which may cost different numbers of multiply-accumulates."]
-    found = []
-    for keep in comparison.keeps:
-        costs = {entry.method: getattr(entry, quantity).mean for entry in comparison.at(keep)}
-        least, most = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
-        if costs[most] > (1 + EQUAL) * costs[least]:
-            found.append(f"at {keep:g}, {most} has {100 * (costs[most] / costs[least] - 1):.1f} % more than {least}")
-    noun = QUANTITIES[quantity].removeprefix("the ")
-    return [f"{noun[:1].upper()}{noun[1:]} are not the same for all: {'; '.join(found)}."] if found else []
-
-
 def _place(comparison: Comparison, entry: Summary, cost: str) -> float | None:
     if entry.method == DENSE_LONGER:
         return None
@@ -343,14 +240,14 @@ def _conditions(comparison: Comparison) -> str:
     found = next(iter(comparison.latency.values()))
     images, device, threads = found.get("batch_size"), found.get("device"), found.get("threads")
     where = {"cpu": "the CPU", "cuda": "the GPU", None: "an unnamed device"}.get(device, str(device))
-    threaded = f" ({_plural(threads, 'thread')})" if threads and device == "cpu" else ""
-    return f"{_plural(images, 'image') if images else 'a batch'} on {where}{threaded}"
+    threaded = f" ({plural(threads, 'thread')})" if threads and device == "cpu" else ""
+    return f"{plural(images, 'image') if images else 'a batch'} on {where}{threaded}"
 
 
 def _test_row(verdict: Verdict) -> tuple[str, ...]:
     found = verdict.difference
     difference = "" if found is None else _signed(found)
-    t = "" if verdict.t is None else f"{verdict.t:.2f}".replace("-", _MINUS)
+    t = "" if verdict.t is None else f"{verdict.t:.2f}".replace("-", MINUS)
     p, adjusted = ("" if p is None else number(p) for p in (verdict.p, verdict.p_adjusted))
     outcome = "claimed" if verdict.claim else verdict.withheld.partition(":")[0]
     return (f"{verdict.keep:g}", verdict.other, str(verdict.n), difference, t, p, adjusted, outcome)
@@ -364,27 +261,12 @@ def _roles(comparison: Comparison) -> dict[str, str]:
     return {entry.method: entry.role for entry in comparison.summaries}
 
 
-def _extra(comparison: Comparison) -> dict[str, int]:
-    """Return the epochs beyond the others', by label: the largest difference of any cell."""
-    found = dict.fromkeys(comparison.labels, 0)
-    for entry in comparison.summaries:
-        found[entry.method] = max(found[entry.method], entry.extra_epochs, key=abs)
-    return found
-
-
-def _epochs(extra: int) -> str:
-    """Write how many epochs more or fewer than others; empty for none."""
-    if not extra:
-        return ""
-    return f"{extra:+d} epoch{'' if abs(extra) == 1 else 's'}".replace("-", _MINUS)
-
-
 def _name(entry: Summary) -> str:
     return entry.method if entry.role == "method" else f"{entry.method} (control)"
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    shown = [f"{_plural(recipe['epochs'], 'epoch')}"] if "epochs" in recipe else []
+    shown = [f"{plural(recipe['epochs'], 'epoch')}"] if "epochs" in recipe else []
     for name in ("optimizer", "lr", "schedule", "batch_size", "weight_decay", "precision"):
         if name in recipe:
             shown.append(f"{name.replace('_', ' ')} {recipe[name]}")
@@ -397,11 +279,7 @@ def _signed(spread: Spread) -> str:
 
 
 def _sign(value: float) -> str:
-    return f"{value:+.2f}".replace("-", _MINUS)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{value:+.2f}".replace("-", MINUS)
 
 
 def _listed(words: list[str]) -> str:

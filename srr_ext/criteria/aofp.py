@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from srr_ext.channels.records import ChannelGroup, Member
 from srr_ext.criteria.base import SelectorContext, register_selector
-from srr_ext.criteria.gates import channel_dim, direct_norms, first_argument
-from srr_ext.inputs import detached, run
+from srr_ext.criteria.gates import channel_dim, direct_norms
+from srr_ext.inputs import detached, first_argument, run
 from srr_ext.measuring import measuring
 from srr_ext.transfers import to_device, to_host
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.criteria.base import SelectorContext
 from srr_ext.filters import arrange
-from srr_ext.inputs import detached, run
+from srr_ext.inputs import detached, first_argument, run
 from srr_ext.measuring import differentiating, measuring, require_gradient
 
 
@@ -31,11 +31,6 @@ def channel_dim(module: nn.Module, activation: Tensor) -> int:
         return activation.ndim - 1
     weight: Any = module.weight
     return activation.ndim - weight.ndim + 1  # 0 for an unbatched input
-
-
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a layer reads, given by position or as ``input=``."""
-    return args[0] if args else kwargs.get("input")
 
 
 def direct_norms(context: SelectorContext, modules: Iterable[str]) -> dict[str, tuple[str | None, ...]]:

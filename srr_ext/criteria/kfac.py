@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from srr_ext.criteria.base import SelectorContext
-from srr_ext.inputs import detached, run, tensors_in
+from srr_ext.inputs import detached, first_argument, run, tensors_in
 from srr_ext.measuring import differentiating, measuring
 
 Labels = Literal["sampled", "given", "all"]
@@ -189,7 +189,7 @@ def _every_layer_called() -> Iterator[None]:
 def _listener(recorder: Recorder, name: str, called: set[str]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> Tensor | None:
         called.add(name)
-        recorder.forward(module, (args[0] if args else kwargs["input"]).detach(), outputs.detach())
+        recorder.forward(module, first_argument(args, kwargs).detach(), outputs.detach())
         if not torch.is_grad_enabled():
             return None
         starts = not outputs.requires_grad

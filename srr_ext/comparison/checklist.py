@@ -1,0 +1,114 @@
+"""What a comparison lacks of what one needs to be believed, after ShrinkBench (Blalock and others, MLSys 2020)."""
+
+from __future__ import annotations
+
+from srr_ext.comparison.figures import QUANTITIES, written
+from srr_ext.comparison.grid import DENSE_LONGER
+from srr_ext.comparison.records import Comparison
+from srr_ext.comparison.results import CONTROLS, EQUAL
+from srr_ext.comparison.statistics import LEAST_SEEDS
+from srr_ext.comparison.words import epochs_more, extra_epochs, plural
+
+LEAST_POINTS = 5
+_PROVEN = 1e-9  # relative difference of the cut network from the masked one
+_TRAINING = ("fine_tune", "calibration", "retrain")  # settings that say nothing of what is pruned
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """Say in plain words what the comparison lacks of what one needs to be believed."""
+    rows = comparison.rows
+    if not rows:
+        return []
+    found = []
+    seeds = sorted({row.seed for row in rows})
+    if len(seeds) < LEAST_SEEDS:
+        have = "There is only one seed" if len(seeds) == 1 else f"There are only {len(seeds)} seeds"
+        deviation = ", so there are no standard deviations" if len(seeds) == 1 else ""
+        found.append(f"{have}{deviation}: differences may be luck, and no claim is made below {LEAST_SEEDS} seeds.")
+    if len(comparison.keeps) < LEAST_POINTS:
+        points = plural(len(comparison.keeps), "operating point")
+        found.append(
+            f"There {'is' if len(comparison.keeps) == 1 else 'are'} only {points}: curves of accuracy cross, so what "
+            f"leads here may trail at other costs. {LEAST_POINTS} are the least to see it."
+        )
+    found += _controls_missing(comparison)
+    if missing := _cells_missing(comparison):
+        shown = "; ".join(missing[:6]) + (f"; and {len(missing) - 6} more" if len(missing) > 6 else "")
+        found.append(
+            f"{plural(len(missing), 'cell')} of the grid {'is' if len(missing) == 1 else 'are'} missing ({shown}), so "
+            "that means are not over the same seeds. Tests pair only the seeds that both methods have."
+        )
+    found += _costs_differ(comparison)
+    longer = {label: extra for label, extra in extra_epochs(comparison).items() if extra and label != DENSE_LONGER}
+    if longer:
+        said = ", ".join(f"{label} {epochs_more(extra)}" for label, extra in longer.items())
+        found.append(f"Some do not train for as long as the others, which alone may explain a difference: {said}.")
+    own = [
+        label
+        for label, method in comparison.methods.items()
+        if label not in CONTROLS and any(key.split(".")[0] in _TRAINING for key in method["settings"])
+    ]
+    if own:
+        found.append(f"Some have a recipe of their own, so that more than the method differs: {', '.join(own)}.")
+    if comparison.config.get("weights") and any(
+        method["settings"].get("retrain") == "scratch" for method in comparison.methods.values()
+    ):
+        found.append(
+            "The dense network came with its weights, and how long it was trained is not known here. If that was "
+            "longer than the control from scratch was, this control shows nothing, and no claim is made from it."
+        )
+    if not comparison.latency:
+        found.append("Time was not measured: fewer multiply-accumulates need not be faster.")
+    dense = comparison.dense()
+    if dense.std:
+        found.append(
+            f"The dense networks of the seeds differ ({written(dense)} %): each result is compared with its own."
+        )
+    if (error := comparison.facts["surgery_error"]) > _PROVEN:
+        found.append(f"In some cell the cut network differs from the masked one by {error:.1e} (relative).")
+    return found
+
+
+def _controls_missing(comparison: Comparison) -> list[str]:
+    """Say which controls are not there, be it under another name."""
+    parts = {row.method: (row.allocator.partition(":")[0], row.selector.partition(":")[0]) for row in comparison.rows}
+    trained_anew = [m for m, said in comparison.methods.items() if said["settings"].get("retrain") == "scratch"]
+    there = {
+        "random selection (does the choice of channels matter?)": any(s == "random" for _, s in parts.values()),
+        "uniform widths (does the choice of widths matter?)": any(
+            a == "uniform" and s != "random" and label not in (DENSE_LONGER, *trained_anew)
+            for label, (a, s) in parts.items()
+        ),
+        "the pruned network trained from scratch (do the trained weights matter?)": bool(trained_anew)
+        or "scratch" in parts,
+        "the dense network trained for as much longer (is a gain only the longer training?)": DENSE_LONGER in parts,
+    }
+    gone = [control for control, is_there in there.items() if not is_there]
+    return [f"There is no control of this kind: {'; '.join(gone)}."] if gone else []
+
+
+def _cells_missing(comparison: Comparison) -> list[str]:
+    """Name the cells that others of the same share or seed have, and these not."""
+    there = {(row.method, row.keep, row.seed) for row in comparison.rows}
+    seeds = sorted({row.seed for row in comparison.rows} | set(comparison.config.get("seeds") or ()))
+    return [
+        f"{label} at {keep:g}, seed {seed}"
+        for label in comparison.labels
+        for keep in ([1.0] if label == DENSE_LONGER else comparison.keeps)
+        for seed in seeds
+        if (label, keep, seed) not in there
+    ]
+
+
+def _costs_differ(comparison: Comparison) -> list[str]:
+    quantity = comparison.rows[0].quantity
+    if quantity == "channels":
+        return ["Methods keep the same share of channels, which may cost different numbers of multiply-accumulates."]
+    found = []
+    for keep in comparison.keeps:
+        costs = {entry.method: getattr(entry, quantity).mean for entry in comparison.at(keep)}
+        least, most = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
+        if costs[most] > (1 + EQUAL) * costs[least]:
+            found.append(f"at {keep:g}, {most} has {100 * (costs[most] / costs[least] - 1):.1f} % more than {least}")
+    noun = QUANTITIES[quantity].removeprefix("the ")
+    return [f"{noun[:1].upper()}{noun[1:]} are not the same for all: {'; '.join(found)}."] if found else []
