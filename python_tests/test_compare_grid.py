@@ -217,15 +217,25 @@ def test_methods_are_values() -> None:
     assert parse_method("srr") == Method("srr", "srr", {"allocator": "srr"})
 
 
-def test_the_recipe_is_read_and_all_of_it_exists() -> None:
-    """Six methods at three shares with two seeds, all names known, and beside them every control."""
-    path = Path(__file__).parents[1] / "recipes" / "compare-digits.yaml"
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("compare-*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_read_and_all_of_it_exists(path: Path) -> None:
+    """All names are known, every cell is one that can be, and the file says what is published and what is ours."""
     config = parse(CompareConfig, ["--config", str(path), "--device", "cpu"], "x")
-    cells = make_cells(config, None)
+    cells = make_cells(config, config.weights)
     for cell in cells:
         steps.check(cell.config)
+    text = " ".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
+    assert f"srr compare --config recipes/{path.name}" in text and "ours" in text
+
+
+def test_the_embedded_recipe_has_a_grid_and_all_controls() -> None:
+    """Six methods at three shares with two seeds."""
+    path = next(path for path in RECIPES if path.stem == "compare-digits")
+    cells = make_cells(parse(CompareConfig, ["--config", str(path)], "x"), None)
     assert Counter(cell.method.role for cell in cells) == {"method": 6 * 3 * 2, "control": 3 * 3 * 2 + 2}
-    assert "All of it is ours" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
