@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_there_are_results() -> None:
     assert {page.stem for page in PAGES} >= {"lenet5-mnist", "resnet20-cifar10-jpeg"}
-    assert len(COMPARISONS) >= 0
+    assert COMPARISONS
     pages = {folder.parent.name for folder in COMPARISONS} | {page.stem for page in PAGES}
-    pages |= {CLAIM.name} if CLAIM.exists() else set()
+    pages |= {CLAIM.name}
     assert pages == {page.stem for page in RESULTS.glob("*.md")}
 
 
@@ -58,7 +59,19 @@ def test_a_comparison_says_what_its_cells_recorded(folder: Path) -> None:
         assert 0.96 * keep <= share["pruned"] / share["dense"] <= keep
 
 
-@pytest.mark.skipif(not CLAIM.exists(), reason="not measured yet")
+def test_the_readme_shows_what_a_comparison_recorded() -> None:
+    """Every method's share of parameters and both of its accuracies, best first."""
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| .*? \| +([\d.]+) % \| +([\d.]+) \| +([\d.]+) ± ([\d.]+) \|$", readme, re.M)
+    entries = results.load(RESULTS / "srr-against-others" / "resnet20").at(0.5)
+    wanted = [
+        (f"{100 / e.compression_ratio.mean:.1f}", f"{e.top1_after_surgery.mean:.2f}")
+        + (f"{e.top1_final.mean:.2f}", f"{e.top1_final.std:.2f}")
+        for e in sorted(entries, key=lambda entry: -entry.top1_final.mean)
+    ]
+    assert len(wanted) == 12 and shown == wanted
+
+
 def test_the_table_of_the_claim_is_what_was_measured() -> None:
     study = load("docs/results/claim_order.py")
     assert study.table(CLAIM) in (RESULTS / f"{CLAIM.name}.md").read_text(encoding="utf-8")
