@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from srr_ext.__main__ import main
+from srr_ext.cli import running
+
+
+def take_no_time(patch: pytest.MonkeyPatch) -> None:
+    """Let commands measure latency in next to no time."""
+    on_screen = running.on_screen
+    patch.setattr(running, "on_screen", lambda: replace(on_screen(), seconds=0.01))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -40,7 +40,7 @@ def test_every_benchmark_runs_on_the_smallest_network(tmp_path: Path) -> None:
     text = report.read_text(encoding="utf-8")
     assert 'errors="0" failures="0" skipped="0"' in text
     stages = [path.stem for path in BENCHMARKS.glob("bench_*.py") if path.stem != "bench_training"]
-    assert len(stages) == 6 and all(f"benchmarks.{stage}" in text for stage in stages)
+    assert len(stages) == 7 and all(f"benchmarks.{stage}" in text for stage in stages)
 
 
 @pytest.mark.slow

@@ -146,36 +146,33 @@ def test_evaluate_takes_the_images_of_the_run(image_set: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("step", "kept", "advice"),
+    ("step", "kept"),
     [
+        ("prune.make_plan", {"architecture.json", "dense.safetensors", "events"}),
         (
-            "prune.make_plan",
-            {"architecture.json", "dense.safetensors", "events"},
-            "; --weights run/dense.safetensors with a new --output skips",
-        ),
-        (
-            "prune.measure_latency",
+            "cli.measuring.measure_latency",
             {"architecture.json", "dense.safetensors", "events", "model.safetensors", "plan.json"},
-            "; the pruned network is whole, srr evaluate --run run measures it",
         ),
-        ("cli.steps.train", set(), "; delete it to use the name again"),
+        ("cli.training.train", set()),
     ],
 )
 def test_a_stopped_run_keeps_what_it_has_learned(
-    step: str, kept: set[str], advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    step: str, kept: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C at several moments: one line says what the folder holds and what to do."""
+    """Ctrl-C at several moments: one line says what the folder holds and how to go on, which comes to an end."""
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"srr_ext.{step}", stop)
-    assert main(["prune", *QUICK, "--output", "run"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(f"srr_ext.{step}", stop)
+        assert main(["prune", *QUICK, "--output", "run"]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("srr prune: stopped; run holds ") and advice in line
-    assert {path.name for path in Path("run").iterdir()} == {"config.json", "log.jsonl"} | kept
+    assert line.startswith("srr prune: stopped; run holds ") and "; srr prune --resume run goes on" in line
+    assert {path.name for path in Path("run").iterdir()} == {"checkpoint", "config.json", "log.jsonl"} | kept
     if "model.safetensors" in kept:
         assert srr_ext.load("run")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert main(["prune", "--resume", "run"]) == 0 and not Path("run/checkpoint").exists()
 
 
 def test_analyze_takes_no_flag_without_effect(capsys: pytest.CaptureFixture[str]) -> None:

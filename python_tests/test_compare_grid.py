@@ -14,16 +14,30 @@ from hypothesis import strategies as st
 
 from srr_ext.cli import steps
 from srr_ext.cli.parsing import parse
+from srr_ext.cli.running import Session
+from srr_ext.cli.training import epochs_after_dense, steps_per_epoch
 from srr_ext.comparison import running
-from srr_ext.comparison.grid import Method, _file_name, cell_config, make_cells, make_methods, parse_method
+from srr_ext.comparison.grid import (
+    Method,
+    _file_name,
+    cell_config,
+    make_cells,
+    make_methods,
+    parse_method,
+    usual_epochs,
+)
+from srr_ext.comparison.kinds import KINDS
 from srr_ext.config import CompareConfig, PruneConfig
+from srr_ext.progress import silent
 from srr_ext.training import SparseConfig, TrainConfig
 
 TWO = CompareConfig(methods=("srr", "uniform+fpgm"), keep=(0.5, 0.25), seeds=(0, 1))
 
 
 def settings(text: str, config: CompareConfig = TWO) -> PruneConfig:
-    return cell_config(config, parse_method(text), 0.5, 1, "net.th")
+    made = cell_config(config, parse_method(text), 0.5, 1, "net.th")
+    assert isinstance(made, PruneConfig)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,10 @@ def test_a_method_is_read(text: str, label: str, names: dict[str, str]) -> None:
         ("srr gamma=", "'gamma=' must be KEY=VALUE"),
         ("srr gamma=1 gamma=2", "gamma is there twice"),
         ("srr selector=l2", "write selector as a part"),
-        *((f"srr {key}=1", f"{key} is the same for all") for key in ("seed", "dense.lr", "keep_macs", "weights")),
+        *(
+            (f"srr {key}=1", f"{key} is the same for all")
+            for key in ("seed", "dense.lr", "keep_macs", "weights", "rewind_weights")
+        ),
     ],
 )
 def test_text_that_is_no_method_is_refused(text: str, message: str) -> None:
@@ -185,11 +202,47 @@ def test_any_labels_give_file_names_of_their_own(labels: set[str]) -> None:
 
 
 def test_epochs_that_others_do_not_have_are_told() -> None:
-    """A penalty is trained with; rounds train again."""
-    config = replace(TWO, fine_tune=TrainConfig(epochs=4), sparse=SparseConfig(epochs=6), controls=False)
-    texts = ("srr", "srr+l2 sparse.penalty=group_lasso", "widest rounds=3", "widest fine_tune.epochs=5")
-    cells = make_cells(replace(config, methods=texts, keep=(0.5,), seeds=(0,)), None)
-    assert [cell.extra_epochs for cell in cells] == [0, 6, 8, 1]
+    """A penalty is trained with; rounds train again; rewinding takes what is left of the dense training."""
+    dense, fine_tune = TrainConfig(epochs=9, batch_size=64), TrainConfig(epochs=4)
+    config = replace(TWO, dense=dense, fine_tune=fine_tune, sparse=SparseConfig(epochs=6), controls=False)
+    extra = {
+        "srr": 0,
+        "srr+l2 sparse.penalty=group_lasso": 6,
+        "widest rounds=3": 8,
+        "widest fine_tune.epochs=5": 1,
+        "widest retrain=scratch": 0,
+        "widest retrain=lr-rewind": 0,
+        "widest retrain=lr-rewind rewind_to=3ep rounds=2": 8,
+        "widest retrain=weight-rewind rewind_to=0.5ep": 4.5,
+        "widest retrain=lr-rewind rewind_to=20it": 9 - 20 / 18 - 4,
+    }
+    cells = make_cells(replace(config, methods=tuple(extra), keep=(0.5,), seeds=(0,)), None)
+    images = steps.load_data(cells[0].config, Session(silent(), print))
+    assert steps_per_epoch(images, dense) == 18
+    for cell, wanted in zip(cells, extra.values(), strict=True):
+        assert isinstance(cell.config, PruneConfig) and cell.usual_epochs == 4
+        found = epochs_after_dense(cell.config, cell.config.retraining, images, cell.config.rounds)
+        assert found - cell.usual_epochs == pytest.approx(wanted), cell.method
+
+
+@pytest.mark.parametrize(
+    ("settings", "usual"),
+    [
+        ({}, 4),
+        ({"rounds": 3}, 12),
+        ({"sparse": SparseConfig(epochs=6, penalty="bn_l1")}, 10),
+        ({"retrain": "scratch"}, 4),
+        ({"retrain": "lr-rewind"}, 4),
+        ({"retrain": "weight-rewind", "rewind_to": "2.5ep", "rounds": 2}, 13),
+        ({"retrain": "lr-rewind", "rewind_to": "0.4ep"}, 8.6),
+        ({"retrain": "lr-rewind", "rewind_to": "1it"}, 4),
+    ],
+)
+def test_what_all_methods_share_takes_no_extra_epochs(settings: dict[str, Any], usual: float) -> None:
+    """Whole numbers are integers, as tables and files show them."""
+    config = replace(TWO, dense=TrainConfig(epochs=9), fine_tune=TrainConfig(epochs=4), **settings)
+    assert usual_epochs(config) == usual and isinstance(usual_epochs(config), type(usual))
+    assert {cell.usual_epochs for cell in make_cells(replace(config, controls=False), None)} == {usual}
 
 
 def test_the_record_says_what_a_cell_is() -> None:
@@ -202,7 +255,7 @@ def test_the_record_says_what_a_cell_is() -> None:
         "keep": 0.5,
         "seed": 3,
         "settings": {"allocator": "srr", "selector": "l2", "gamma": "1"},
-        "extra_epochs": 0,
+        "usual_epochs": 20,
     }
 
 
@@ -226,7 +279,7 @@ def test_a_recipe_is_read_and_all_of_it_exists(path: Path) -> None:
     config = parse(CompareConfig, ["--config", str(path), "--device", "cpu"], "x")
     cells = make_cells(config, config.weights)
     for cell in cells:
-        steps.check(cell.config)
+        KINDS[cell.method.kind].check(cell.config)
     text = " ".join(line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
     assert f"srr compare --config recipes/{path.name}" in text and "ours" in text
 

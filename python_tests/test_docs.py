@@ -25,7 +25,7 @@ from srr_ext import models
 from srr_ext.__main__ import COMMANDS, main
 from srr_ext.channels import analyze_channels
 from srr_ext.cli.parsing import as_dict, parse
-from srr_ext.config import AnalyzeConfig, CompareConfig, EvaluateConfig, PruneConfig, TrainRunConfig
+from srr_ext.config import AnalyzeConfig, CompareConfig, EvaluateConfig, PruneConfig, SparsifyConfig, TrainRunConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,6 +36,7 @@ CONFIGS: dict[str, Any] = {
     "analyze": AnalyzeConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "sparsify": SparsifyConfig,
 }
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>.*?) -->\n)?^```(?P<language>\w*)(?P<options>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S

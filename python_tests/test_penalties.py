@@ -21,7 +21,7 @@ from srr_ext.coupled import CoupledWeights
 from srr_ext.criteria.group_norm import group_norm
 from srr_ext.graph import select_groups
 from srr_ext.training import SparseConfig, evaluate, learning_rate_factor, make_penalty, train
-from srr_ext.training.penalties import BatchNormL1, GroupLasso
+from srr_ext.training.penalties import BatchNormL1, GroupLasso, WeightL1
 
 
 def settings(penalty: str = "group_lasso", strength: float = 0.1, **others: object) -> SparseConfig:
@@ -72,6 +72,26 @@ def test_it_solves_what_a_proximal_operator_has_to_solve() -> None:
         else:
             torch.testing.assert_close(w - v + threshold * w / w.norm(), torch.zeros_like(w), atol=1e-12, rtol=0)
     assert 0 < zero < group[0].size
+
+
+def test_no_other_weights_solve_it_better() -> None:
+    """Brute force: along every vertex and anywhere, the minimum is higher by half the squared distance at least."""
+    net = chain()
+    group = net.groups[0]
+    net.model.double()
+    twin, before = numbered(net.model), all_weights(net.model)
+    threshold = float(CoupledWeights(group, net.model).norms().median())
+    GroupLasso([group], net.model, threshold).step(1.0)
+    after, generator = all_weights(net.model), torch.Generator().manual_seed(0)
+    for vertex in range(group.size):
+        numbers = weights_of(twin, group, vertex)
+        v, w = before[numbers], after[numbers]
+        along = torch.linspace(-1, 2, 301, dtype=torch.float64)[:, None] * v
+        radius = 10 ** torch.linspace(-4, 0.5, 100, dtype=torch.float64)[:, None]
+        around = w + radius * torch.randn(100, len(v), generator=generator, dtype=torch.float64)
+        others = torch.cat([along, around])
+        best, rest = (((x - v) ** 2).sum(-1) / 2 + threshold * x.norm(dim=-1) for x in (w, others))
+        assert (rest >= best + ((others - w) ** 2).sum(-1) / 2 - 1e-12).all()
 
 
 def test_the_value_is_the_strength_times_all_norms() -> None:
@@ -221,14 +241,118 @@ def test_groups_without_scales_are_left_out() -> None:
         BatchNormL1(net.groups, net.model, 1.0)
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- single weights ---------------------------------------------------------------------------------------------------
+
+
+def weights_in(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of more than one dimension."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.ndim > 1}
+
+
+def test_weights_are_soft_thresholded() -> None:
+    """In closed form; zeros are exact; the value is the sum; everything else stays byte for byte."""
+    model = chain().model
+    before = copy.deepcopy(model.state_dict())
+    tensors = weights_in(model)
+    median = float(torch.cat([w.detach().flatten() for w in tensors.values()]).abs().median())
+    penalty = WeightL1(tensors, 4 * median)
+    size = math.fsum(value for w in tensors.values() for value in w.detach().abs().flatten().tolist())
+    assert penalty.value() == pytest.approx(4 * median * size, rel=1e-12)
+    assert penalty.zeros() == {name: (0, w.numel()) for name, w in tensors.items()}
+    penalty.step(0.25)
+    for key, value in model.state_dict().items():
+        if key in tensors:
+            want = before[key].sign() * (before[key].abs() - median).clamp(min=0)
+            torch.testing.assert_close(value, want, rtol=1e-6, atol=1e-8)
+            n_zero = int((before[key].abs() <= median).sum())
+            assert int((value == 0).sum()) == n_zero and penalty.zeros()[key] == (n_zero, value.numel())
+            assert 0 < n_zero < value.numel()
+        else:
+            assert torch.equal(value, before[key])
+
+
+def test_each_weight_is_the_brute_force_minimum() -> None:
+    """Of (x - w)^2 / 2 + t |x| on a fine grid, for weights on both sides of the threshold and on it."""
+    weights = torch.tensor([-2.0, -0.5, -0.3, -0.0, 0.0, 0.1, 0.3, 0.300001, 0.9, 1.7], dtype=torch.float64)
+    parameter, threshold = nn.Parameter(weights.clone()), 0.3
+    WeightL1({"w": parameter}, 3.0).step(0.1)
+    grid = torch.arange(-25_000, 25_001, dtype=torch.float64) / 10_000  # holds 0
+    for w, x in zip(weights.tolist(), parameter.tolist(), strict=True):
+        best = grid[((grid - w) ** 2 / 2 + threshold * grid.abs()).argmin()].item()
+        assert x == pytest.approx(best, abs=1e-4)
+        assert (x == 0) == (abs(w) <= 3.0 * 0.1)
+
+
+def test_weights_without_strength_or_rate_keep_every_byte() -> None:
+    for strength, lr in ((0.0, 1.0), (1.0, 0.0)):
+        parameter = nn.Parameter(torch.tensor([1.0, -0.0, math.inf, -1e-30] * 16))
+        before = parameter.detach().clone()
+        WeightL1({"w": parameter}, strength).step(lr)
+        assert torch.equal(parameter.detach().view(torch.int32), before.view(torch.int32))
+
+
+def test_frozen_weights_are_left_out() -> None:
+    """With a warning; with no others it is refused."""
+    model = chain().model
+    model[0].weight.requires_grad_(False)
+    before = model[0].weight.clone()
+    with pytest.warns(UserWarning, match=r"penalty l1 leaves out 0\.weight: it is not trained"):
+        penalty = WeightL1(weights_in(model), 100.0)
+    penalty.step(1.0)
+    assert torch.equal(model[0].weight, before) and (model[3].weight == 0).all()
+    assert "0.weight" not in penalty.zeros() and penalty.value() == 0
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="penalty l1 has no weights to make zero"):
+        WeightL1(weights_in(model.requires_grad_(False)), 1.0)
+    with pytest.raises(ValueError, match="penalty l1 has no weights to make zero"):
+        WeightL1({}, 1.0)
+
+
+def test_weights_may_move(device: torch.device) -> None:
+    """The same step where the model is, in whatever memory format."""
+    here, there = chain((16, 24)).model, chain((16, 24)).model
+    penalties = [WeightL1(weights_in(model), 0.1) for model in (here, there)]
+    there.to(device, memory_format=torch.channels_last)
+    for parameter in there.parameters():
+        parameter.data = parameter.data.clone()  # as a training does that lends a model to a device
+    for penalty in penalties:
+        penalty.step(1.0)
+    assert next(there.parameters()).device.type == device.type
+    torch.testing.assert_close(all_weights(here), all_weights(there), rtol=1e-6, atol=0)
+    assert penalties[0].zeros() == penalties[1].zeros() and sum(n for n, _ in penalties[0].zeros().values()) > 0
+    assert penalties[0].value() == pytest.approx(penalties[1].value(), rel=1e-6)
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
+
+
+def test_all_count_their_zeros_alike() -> None:
+    """So many of so many, by name, of what the noun says."""
+    model, groups = normalised()
+    lasso, slim, single = (
+        GroupLasso(groups, model, 1.0),
+        BatchNormL1(groups, model, 0.5),
+        WeightL1({"w": model[0].weight}, 1.0),
+    )
+    assert lasso.noun == slim.noun == "channels" and single.noun == "weights"
+    slim.step(1.0)
+    vertices = slim.zero_vertices()
+    assert slim.zeros() == {"0": (vertices["0"], 6), "3": (vertices["3"], 8)} and 0 < sum(vertices.values()) < 14
+    lasso.step(100.0)
+    assert lasso.zeros() == {"0": (6, 6), "3": (8, 8)}
+    assert single.zeros() == {"w": (model[0].weight.numel(),) * 2}
+    assert lasso.report() == "14 of 14 channels under the penalty are zero"
+    assert single.report() == f"{(n := model[0].weight.numel())} of {n} weights under the penalty are zero"
 
 
 def test_settings_choose_the_penalty() -> None:
     net = chain()
     assert isinstance(make_penalty(settings("group_lasso"), net.groups, net.model), GroupLasso)
     assert isinstance(make_penalty(settings("bn_l1"), net.groups, net.model), BatchNormL1)
-    with pytest.raises(ValueError, match="name group_lasso or bn_l1"):
+    made = make_penalty(settings("l1"), (), net.model, {"weight": net.model[0].weight})
+    assert isinstance(made, WeightL1) and made.zeros().keys() == {"weight"}
+    with pytest.raises(ValueError, match=r"^tensors: penalty l1 needs the weights .* srr_ext\.sparsity\.prunable"):
+        make_penalty(settings("l1"), net.groups, net.model)
+    with pytest.raises(ValueError, match="name group_lasso, bn_l1 or l1"):
         make_penalty(settings("none"), net.groups, net.model)
     with pytest.raises(ValueError, match=r"^ema must be 0 with penalty bn_l1, but is 0\.99"):
         settings("bn_l1", ema=0.99)
@@ -290,6 +414,27 @@ def test_training_makes_channels_zero_that_are_not_needed(penalty: str, strength
     accuracy = evaluate(model, toy(), "validation")  # type: ignore[arg-type]
     assert none == 0 and 7 <= zero < 16
     assert accuracy >= 98 and accuracy >= evaluate(free, toy(), "validation") - 1  # type: ignore[arg-type]
+
+
+def trained_single(strength: float, optimizer: str, precision: str) -> tuple[nn.Module, float]:
+    """Train with the penalty of single weights; return the network and the share of them that is zero."""
+    model, _ = toy_net()
+    lr = 0.1 if optimizer == "sgd" else 0.01
+    config = settings("none", epochs=15, batch_size=32, lr=lr, precision=precision, optimizer=optimizer)
+    penalty = WeightL1(weights_in(model), strength)
+    train(model, toy(), config, device="cpu", after_step=penalty.step)  # type: ignore[arg-type]
+    zero, of = map(sum, zip(*penalty.zeros().values(), strict=True))
+    return model.eval(), zero / of
+
+
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "fp32"), ("sgd", "bf16"), ("adamw", "fp32")])
+def test_training_makes_weights_zero_that_are_not_needed(optimizer: str, precision: str) -> None:
+    """Most of them, exactly, and the accuracy stays; without strength none."""
+    model, zero = trained_single(0.05 if optimizer == "sgd" else 0.3, optimizer, precision)
+    free, none = trained_single(0.0, optimizer, precision)
+    accuracy, reference = (evaluate(net, toy(), "validation") for net in (model, free))  # type: ignore[arg-type]
+    assert none == 0 and 0.5 <= zero < 1
+    assert accuracy >= 98 and accuracy >= reference - 1
 
 
 def test_more_strength_more_zeros() -> None:

@@ -52,7 +52,7 @@ def prune(output: str, *arguments: str, page: bool = False) -> dict[str, Any]:
         if not page:
             patch.setattr("srr_ext.prune.report.write", lambda *_: None)
             patch.setattr("srr_ext.prune.observe", lambda *_: {})
-            patch.setattr("srr_ext.prune.measure_latency", lambda networks, _: [1.0 for _ in networks])
+            patch.setattr("srr_ext.cli.measuring.measure_latency", lambda networks, *_, **__: [1.0 for _ in networks])
         assert main(["prune", *COMMON, *arguments, "--output", output]) == 0
     return read(output, "report.json")
 

@@ -120,9 +120,7 @@ def test_an_unreadable_test_image_is_met_last_and_the_networks_stay(capsys: pyte
     weights = ["--weights", "dense/dense.safetensors"]
     assert main(["prune", *STREAMED, *weights, "--epochs", "1", "--output", "run"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        "error: --data: set/test/b/2.png cannot be read as an image" in line and "the pruned network is whole" in line
-    )
+    assert "error: --data: set/test/b/2.png cannot be read as an image" in line and "the network is whole" in line
     assert (Path("run") / artifacts.WEIGHTS).is_file()
     line = refused(capsys, "evaluate", *STREAMED, *weights)
     assert line.startswith("--data: set/test/b/2.png cannot be read as an image"), line
@@ -186,7 +184,7 @@ def test_a_full_disk_is_blamed_on_the_output(
     monkeypatch.setattr("srr_ext.report.write", full)
     assert main(["prune", *QUICK, "--output", "run"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "--output: run cannot be written" in line and "the pruned network is whole" in line
+    assert "--output: run cannot be written" in line and "the network is whole" in line
     assert main(["evaluate", "--run", "run"]) == 0
 
 

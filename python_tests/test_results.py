@@ -23,9 +23,9 @@ COMPARISONS = sorted(folder for folder in RESULTS.glob("*/*") if (folder / "cell
 CLAIM = RESULTS / "claim-order"
 METHOD = {"allocator", "selector", "gamma", "distance", "plan"}
 # Settings that the older runs did not have yet, and what they did.
-NEW = ("distance", "split_seed", "calibration", "update", "retrain", "sparse")
+NEW = "distance split_seed calibration update retrain sparse rewind_to rewind_weights resume snapshots".split()
 LATER = {name: value for name, value in as_dict(PruneConfig()).items() if name in NEW}
-LATER_DENSE = {"split_seed": None}
+LATER_DENSE = {name: as_dict(TrainRunConfig())[name] for name in ("split_seed", "snapshots", "resume")}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -49,14 +49,14 @@ def test_a_comparison_says_what_its_cells_recorded(folder: Path) -> None:
         assert not block.startswith("| ") or block in text
     assert all(claim in text for claim in sections.claims(comparison)["made"])
     parsed = parse(CompareConfig, ["--config", str(folder / "config.json")], "x")
-    cells = {cell.name: cell.config for cell in make_cells(parsed, parsed.weights)}
+    cells = {cell.name: cell for cell in make_cells(parsed, parsed.weights)}
     assert not comparison.failures and cells.keys() == {path.name for path in (folder / "cells").iterdir()}
-    for name, config in cells.items():
-        recorded = read(folder / "cells" / name / "config.json")
-        assert as_dict(config) | {"weights": recorded["weights"]} == recorded
+    for name, cell in cells.items():
+        config, recorded = as_dict(cell.config), read(folder / "cells" / name / "config.json")
+        recorded = {key: value for key, value in LATER.items() if key in config} | recorded
+        assert config | {key: recorded[key] for key in ("weights", "rewind_weights")} == recorded
         share = read(folder / "cells" / name / "report.json")[parsed.quantity]
-        keep = getattr(config, f"keep_{parsed.quantity}")
-        assert 0.96 * keep <= share["pruned"] / share["dense"] <= keep
+        assert 0.96 * cell.keep <= share["pruned"] / share["dense"] <= cell.keep
 
 
 def test_the_readme_shows_what_a_comparison_recorded() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # Module of each command and what it does; imported when asked for, so that help comes at once.
 COMMANDS = {
     "prune": ("srr_ext.prune", "train or load a network, prune it, fine-tune it, write a run folder"),
+    "sparsify": ("srr_ext.sparsify", "the same for single weights instead of channels: masks, tickets, rewinding"),
     "compare": ("srr_ext.compare", "compare methods over targets and seeds, beside controls; running it again goes on"),
     "train": ("srr_ext.train", "train a dense network and write a run folder"),
     "analyze": ("srr_ext.cli.analyze", "show the structural redundancy of every group of channels"),

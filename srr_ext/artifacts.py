@@ -2,7 +2,8 @@
 
 A run folder holds ``config.json`` (the resolved configuration), ``plan.json``, ``architecture.json`` (how to make the
 dense network by name; absent for a network of the user's own), ``model.safetensors``, ``dense.safetensors`` (the dense
-network, where the run has trained it; a checkpoint for ``--weights``), the results in ``report.json`` and
+network, where the run has trained it; a checkpoint for ``--weights``) and ``dense-3ep.safetensors`` (its weights after
+three epochs, where rewinding needs them; for ``--rewind-weights``), the results in ``report.json`` and
 ``structure.json``, the page ``report.html`` made of them, the log in ``log.jsonl`` and, for TensorBoard, ``events/``.
 """
 
@@ -13,14 +14,16 @@ import itertools
 import json
 import shutil
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
+from srr_ext.copying import copy_model
 from srr_ext.files import existing, read_json, replace_file, write_json, write_text
 from srr_ext.models import Architecture, architecture_of, load_weights
 from srr_ext.plan import PruningPlan
@@ -31,10 +34,12 @@ PLAN = "plan.json"
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"
 DENSE = "dense.safetensors"
+MASKS = "masks.safetensors"
 REPORT = "report.json"
 STRUCTURE = "structure.json"
 PAGE = "report.html"
 LOG = "log.jsonl"
+CHECKPOINT = "checkpoint"
 EVENTS = "events"
 
 
@@ -71,11 +76,18 @@ def save(folder: str | Path, model: nn.Module, plan: PruningPlan, *, architectur
     folder = Path(folder)
     write_architecture(folder, architecture or architecture_of(model))
     write_text(folder / PLAN, plan.to_json())
-    replace_file(folder / WEIGHTS, lambda path: save_model(model, str(path)))
+    write_tensors(folder / WEIGHTS, model)
     return folder
 
 
-def save_dense(folder: str | Path, model: nn.Module) -> Path:
+def snapshot_name(moment: object) -> str:
+    """Return the name of the file with the weights that the dense network had at a moment of its training."""
+    return f"dense-{moment}.safetensors"
+
+
+def save_dense(
+    folder: str | Path, model: nn.Module, snapshots: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> Path:
     """Write a dense network: its tensors and how to make it.
 
     Parameters
@@ -84,6 +96,9 @@ def save_dense(folder: str | Path, model: nn.Module) -> Path:
         Made if it is missing.
     model : nn.Module
         The dense network.
+    snapshots : mapping of str to mapping, optional
+        By moment of its training, as in ``3ep``, the ``state_dict`` it had then. They are written first: where the
+        dense network is, they are.
 
     Returns
     -------
@@ -92,8 +107,17 @@ def save_dense(folder: str | Path, model: nn.Module) -> Path:
     """
     folder = Path(folder)
     write_architecture(folder, architecture_of(model))
-    replace_file(folder / DENSE, lambda path: save_model(model, str(path)))
+    for moment, state in (snapshots or {}).items():
+        earlier = copy_model(model)
+        earlier.load_state_dict(state)
+        write_tensors(folder / snapshot_name(moment), earlier)
+    write_tensors(folder / DENSE, model)
     return folder
+
+
+def write_tensors(path: Path, model: nn.Module) -> None:
+    """Write parameters and buffers; shared ones once."""
+    replace_file(path, lambda temporary: save_model(model, str(temporary)))
 
 
 def load_dense(folder: str | Path) -> nn.Module:
@@ -131,7 +155,7 @@ def write_architecture(folder: Path, architecture: Architecture | None) -> None:
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Read a pruned network written by :func:`save`.
+    """Read a pruned network written by :func:`save`, or one that has lost single weights, by ``srr sparsify``.
 
     Parameters
     ----------
@@ -153,9 +177,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         layer or tensor that disagrees is named.
     """
     folder = Path(folder)
-    plan = PruningPlan.load(existing(folder / PLAN))
+    sparse = (folder / MASKS).is_file() and not (folder / PLAN).is_file()  # which has the shapes of the dense network
+    plan = None if sparse else PruningPlan.load(existing(folder / PLAN))
     weights = existing(folder / WEIGHTS)
-    return fill(cut(dense_architecture(folder) if model is None else model, plan), weights)
+    dense = dense_architecture(folder) if model is None else model
+    return fill(copy_model(dense) if plan is None else cut(dense, plan), weights)
 
 
 def fill(small: nn.Module, weights: Path) -> nn.Module:
@@ -234,6 +260,8 @@ class RunFolder:
         An empty or missing folder; None takes the first free ``runs/NAME-001``, ``runs/NAME-002``, ...
     name : str
         For the default place.
+    resume : bool, default False
+        Take the folder as it is, of a run that goes on.
 
     Raises
     ------
@@ -241,7 +269,10 @@ class RunFolder:
         The folder is in use or cannot be written.
     """
 
-    def __init__(self, path: Path | None, name: str) -> None:
+    def __init__(self, path: Path | None, name: str, *, resume: bool = False) -> None:
+        if resume and path is not None:
+            self.path, self._made = path, []
+            return
         if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path} is in use; name a new or empty folder")
         safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
@@ -270,8 +301,11 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what this run has made, after a refusal."""
-        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, DENSE, REPORT, STRUCTURE, PAGE, LOG):
+        for name in (CONFIG, PLAN, ARCHITECTURE, WEIGHTS, DENSE, MASKS, REPORT, STRUCTURE, PAGE, LOG):
             (self.path / name).unlink(missing_ok=True)
+        for path in self.path.glob(snapshot_name("*")):
+            path.unlink()
+        shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
         shutil.rmtree(self.path / EVENTS, ignore_errors=True)
         for place in self._made:
             with contextlib.suppress(OSError):  # something else has been put there meanwhile

@@ -11,8 +11,13 @@ from srr_ext.allocators import available_allocators
 from srr_ext.criteria import available_selectors
 from srr_ext.data import Augment
 from srr_ext.redundancy import DEFAULT_KEEP_MACS
+from srr_ext.retraining import Retrain, Retraining, retraining
+from srr_ext.sparsity.schedule import Gradual
+from srr_ext.sparsity.scores import available_scores
 from srr_ext.training import Device, SparseConfig, TrainConfig
 from srr_ext.updates import available_updates
+
+DEFAULT_COMPRESSION = 4.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class ModelAndData:
         "allocator": available_allocators,
         "selector": available_selectors,
         "update": available_updates,
+        "score": available_scores,
     }
 
     model: str = "digits_cnn"
@@ -89,13 +95,19 @@ class TrainRunConfig(Training):
     ----------
     weights : str, optional
         Start from this checkpoint (.th, .pt, .pth, .safetensors), or pretrained for published weights.
+    snapshots : tuple of str
+        Moments of the training whose weights are kept, too, as dense-MOMENT.safetensors, to rewind to: 0ep 500it, say.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
+    resume : Path, optional
+        Run folder to go on with after it was stopped, with the settings in it; goes alone.
     """
 
     SHORT: ClassVar[dict[str, str]] = {f"dense.{name}": f"--{name}" for name in ("epochs", "lr")}
 
+    snapshots: tuple[str, ...] = ()
     output: Path | None = None
+    resume: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,44 @@ class Planning(PlanOptions):
 
 
 @dataclass(frozen=True)
-class PruneOptions(PlanOptions):
+class RetrainOptions(Training):
+    """How a network is trained around its pruning, of channels or of single weights.
+
+    Attributes
+    ----------
+    calibration : int
+        Training images that methods which look at images may look at, in whole batches of 64.
+    sparse : SparseConfig
+        Training under a penalty before anything is pruned.
+    rewind_to : str, optional
+        Moment of the training of the dense network to which lr-rewind and weight-rewind go back, as in 0ep, 2.5ep or
+        500it; default so many epochs before its end as fine_tune.epochs says.
+    rewind_weights : str, optional
+        Checkpoint of the dense network at that moment, for weight-rewind where weights are given.
+    fine_tune : TrainConfig
+        Training of the pruned network by finetune; the others take the recipe of the dense network.
+    """
+
+    calibration: int = 1024
+    sparse: SparseConfig = field(default_factory=SparseConfig)
+    rewind_to: str | None = None
+    rewind_weights: str | None = None
+    fine_tune: TrainConfig = field(default_factory=TrainConfig)
+
+    def retrain_by(self, name: Retrain) -> Retraining:
+        """Return what is trained after pruning.
+
+        Raises
+        ------
+        ValueError
+            Rewinding to where there is nothing; the message begins with the name of the field.
+        """
+        sparse = self.sparse.epochs if self.sparse.penalty != "none" else 0
+        return retraining(name, self.dense, self.fine_tune, rewind_to=self.rewind_to, sparse_epochs=sparse)
+
+
+@dataclass(frozen=True)
+class PruneOptions(PlanOptions, RetrainOptions):
     """How a network is pruned and trained again, whatever the method and its target.
 
     Attributes
@@ -165,27 +214,24 @@ class PruneOptions(PlanOptions):
         Keep multiples of this many channels.
     rounds : int
         Prune and fine-tune this many times; each round keeps the same share of what it begins with.
-    calibration : int
-        Training images that methods which look at images may look at, in whole batches of 64.
-    sparse : SparseConfig
-        Training under a penalty before the plan is made.
     update : str
         What is done to the weights that stay before they are trained; none for nothing.
-    retrain : {"finetune", "scratch"}
-        Train the pruned network on, or, as a control, from new weights by the recipe of the dense network for as many
-        epochs as that and the fine-tuning take together.
-    fine_tune : TrainConfig
-        Training of the pruned network.
+    retrain : {"finetune", "lr-rewind", "weight-rewind", "scratch"}
+        Train the pruned network on by its own recipe; by the last epochs of the dense network's recipe; by these with
+        the weights that the dense network had before them; or, as a control, from new weights by that recipe for as
+        many epochs as the trainings of both take together.
     """
 
     floor: float = 0.1
     round_to: int = 1
     rounds: int = 1
-    calibration: int = 1024
     update: str = "none"
-    retrain: Literal["finetune", "scratch"] = "finetune"
-    sparse: SparseConfig = field(default_factory=SparseConfig)
-    fine_tune: TrainConfig = field(default_factory=TrainConfig)
+    retrain: Retrain = "finetune"
+
+    @property
+    def retraining(self) -> Retraining:
+        """What is trained after pruning."""
+        return self.retrain_by(self.retrain)
 
 
 @dataclass(frozen=True)
@@ -202,6 +248,8 @@ class PruneConfig(Planning, PruneOptions):
         Cut by this plan.json instead of making a plan; the flags that say how to make one then do nothing.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
+    resume : Path, optional
+        Run folder to go on with after it was stopped, with the settings in it; goes alone.
     """
 
     SHORT: ClassVar[dict[str, str]] = {f"fine_tune.{name}": f"--{name}" for name in ("epochs", "lr")}
@@ -210,6 +258,76 @@ class PruneConfig(Planning, PruneOptions):
     selector: str = "l1"
     plan: Path | None = None
     output: Path | None = None
+    resume: Path | None = None
+
+
+@dataclass(frozen=True)
+class SparsifyConfig(RetrainOptions):
+    """Train or load a network, remove single weights, train it again, and write a run folder.
+
+    Attributes
+    ----------
+    dense : TrainConfig
+        Training of the dense network, where no weights are given, and what rewinding goes back in.
+    compression : float, optional
+        How many times fewer parameters shall be left, all of them counted; 4 unless density is given.
+    density : float, optional
+        Share to keep of the weights that may go, in (0, 1].
+    score : str
+        How much a weight matters; NAME:key=value sets an option, package.module:function is one of your own.
+    scope : str
+        Where weights are compared: global, over all layers; layerwise, each layer keeping the same share; or N:M, as in
+        2:4, the N largest of every M consecutive ones.
+    schedule : {"one-shot", "iterative", "gradual"}
+        Prune once and train; in rounds of a training each; or on the way of one training.
+    rate : float
+        Share of what is left that goes in every round, for iterative.
+    gradual : Gradual
+        When weights go in the training, for gradual.
+    retrain : {"finetune", "lr-rewind", "weight-rewind", "reinit"}
+        Train what is left on by its own recipe; by the last epochs of the dense network's recipe; by these with the
+        weights that the dense network had before them; or, as a control, from new weights by that recipe for as many
+        epochs as the trainings of both take together.
+    classifier : bool
+        Whether the last layer may lose weights.
+    ignored : tuple of str
+        Modules whose weights all stay.
+    masks : Path, optional
+        Prune by these masks of another run (its masks.safetensors) instead of choosing some; the flags that say how to
+        choose then have no effect.
+    output : Path, optional
+        Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
+    resume : Path, optional
+        Run folder to go on with after it was stopped, with the settings in it; goes alone.
+    """
+
+    SHORT: ClassVar[dict[str, str]] = {f"fine_tune.{name}": f"--{name}" for name in ("epochs", "lr")}
+
+    compression: float | None = None
+    density: float | None = None
+    score: str = "magnitude"
+    scope: str = "global"
+    schedule: Literal["one-shot", "iterative", "gradual"] = "one-shot"
+    rate: float = 0.2
+    gradual: Gradual = field(default_factory=Gradual)
+    retrain: Literal["finetune", "lr-rewind", "weight-rewind", "reinit"] = "finetune"
+    classifier: bool = False
+    ignored: tuple[str, ...] = ()
+    masks: Path | None = None
+    output: Path | None = None
+    resume: Path | None = None
+
+    @property
+    def target(self) -> dict[str, float]:
+        """How much is to be left, as an argument of ``weights_to_keep``."""
+        if self.density is not None:
+            return {"density": self.density}
+        return {"compression": DEFAULT_COMPRESSION if self.compression is None else self.compression}
+
+    @property
+    def retraining(self) -> Retraining:
+        """What is trained after pruning."""
+        return self.retrain_by("scratch" if self.retrain == "reinit" else self.retrain)
 
 
 @dataclass(frozen=True)
@@ -255,17 +373,23 @@ class CompareConfig(PruneOptions):
     seed : int
         Fixes the dense network, which all share, and which training images are held out.
     methods : tuple of str
-        Each is ALLOCATOR[+SELECTOR[+UPDATE]], with l1 where no selector is named, or bottleneck; then settings of srr
-        prune that it alone has, as in "srr+l2 distance=euclidean"; as=NAME gives it another name in the results.
+        Each is ALLOCATOR[+SELECTOR[+UPDATE]], with l1 where no selector is named, or bottleneck, then settings of srr
+        prune that it alone has, as in "srr+l2 distance=euclidean"; or sparsify, with settings of srr sparsify, as in
+        "sparsify schedule=iterative retrain=lr-rewind". as=NAME gives it another name in the results.
     keep : tuple of float
         Shares to keep, in (0, 1].
     quantity : {"macs", "params", "channels"}
-        Of what.
+        Of what; params where sparsify is among the methods.
+    rewind_to : str, optional
+        Moment of the training of the dense network to which all methods that rewind go back, as in 0ep, 2.5ep or
+        500it, unless they name another; default so many epochs before its end as fine_tune.epochs says.
+    rewind_weights : str, optional
+        Checkpoint of the dense network at that moment, for methods with retrain=weight-rewind where weights are given.
     seeds : tuple of int
         Of the plan and the fine-tuning; the results are means over them.
     controls : bool
-        Add random choice, uniform l1, the first method's architecture trained from scratch, and the dense network
-        trained for the extra epochs, each unless it is among the methods.
+        Add random choice, the same share of every layer, what the first method leaves trained from scratch, and the
+        dense network trained for the extra epochs, each unless it is among the methods.
     executor : {"local", "ray"}
         Run cells in processes of this machine, or as tasks of a Ray cluster (see docs/comparing.md).
     jobs : int, optional

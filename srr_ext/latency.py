@@ -20,7 +20,7 @@ def measure_latency(models: Sequence[nn.Module], images: Tensor, *, seconds: flo
     images : Tensor
         One batch.
     seconds : float, default 2.0
-        Time to spend in all; at least five rounds are made.
+        Time to spend in all; at least six rounds are made.
 
     Returns
     -------
@@ -34,10 +34,12 @@ def measure_latency(models: Sequence[nn.Module], images: Tensor, *, seconds: flo
         _time(model, images)  # the first passes choose algorithms and allocate
         _time(model, images)
     times: list[list[float]] = [[] for _ in models]
+    turns = list(zip(models, times, strict=True))
     end = time.perf_counter() + seconds
-    while len(times[-1]) < 5 or time.perf_counter() < end:
-        for model, taken in zip(models, times, strict=True):
+    while len(times[-1]) < 6 or time.perf_counter() < end:
+        for model, taken in turns:
             taken.append(_time(model, images))
+        turns.reverse()  # or the one after the largest would always find the caches full of the other's data
     for module, mode in modes:
         module.training = mode
     return [1000 * min(taken) for taken in times]

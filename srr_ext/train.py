@@ -16,12 +16,14 @@ from torch import nn
 
 from srr_ext import artifacts
 from srr_ext.cli import steps
-from srr_ext.cli.parsing import command, flag_of
-from srr_ext.cli.running import Run, run_in_folder
+from srr_ext.cli.parsing import blame, command, flag_of
+from srr_ext.cli.running import Run, run_or_resume
 from srr_ext.cli.tables import make_console, training_table
+from srr_ext.cli.training import train_dense
 from srr_ext.config import TrainRunConfig
 from srr_ext.data import ImageData
 from srr_ext.files import read_json
+from srr_ext.retraining import Moment
 from srr_ext.training import evaluate_topk
 
 
@@ -47,8 +49,9 @@ def train(config: TrainRunConfig, run: Run) -> dict[str, Any]:
     """
     images = steps.load_data(config, run)
     network = steps.make_model(config, images, run)
-    steps.train_blaming("dense", "train dense", network, images, config.dense, config, run)
-    run.keep_dense(network)
+    with blame("--snapshots"):
+        moments = [Moment.read(text) for text in config.snapshots]
+    train_dense(config, network, images, run, moments)
     results = measure(config, network, images, run)
     run.folder.write(artifacts.REPORT, results)
     return results
@@ -72,9 +75,8 @@ def measure(config: TrainRunConfig, network: nn.Module, images: ImageData, run: 
 
 
 def train_and_show(config: TrainRunConfig, arguments: list[str], prog: str) -> None:
-    """Train in a new run folder and show the result."""
-    steps.check(config)
-    folder = run_in_folder(config, arguments, prog, train).folder.path
+    """Train in a new run folder, or go on in one, and show the result."""
+    folder = run_or_resume(config, arguments, prog, steps.check, train).folder.path
     console = make_console()
     console.print(training_table(read_json(folder / artifacts.REPORT)))
     flags = ["--model", config.model, *same_images(config), "--weights", str(folder / artifacts.DENSE)]

@@ -11,6 +11,7 @@ from srr_ext.cli import steps
 from srr_ext.cli.parsing import UsageError, blame, command, flag_of
 from srr_ext.cli.running import on_screen
 from srr_ext.cli.tables import make_console, pin_table, redundancy_table
+from srr_ext.cli.training import dense_network
 from srr_ext.config import AnalyzeConfig
 from srr_ext.files import write_json
 from srr_ext.redundancy import analyze
@@ -35,7 +36,7 @@ def show(config: AnalyzeConfig, console: Console) -> None:
         raise UsageError("--output", f"{config.output} is there already, or its folder is not; name a new file")
     session = on_screen()
     images = steps.load_data(config, session)
-    network = steps.dense_network(config, images, session)
+    network = dense_network(config, images, session, steps.rehearse if config.weights is None else None)
     example = images.example()
     with blame(flag_of(next(iter(config.target))), AnalyzeConfig):
         analysis = analyze_channels(network, example, ignored=config.ignored)

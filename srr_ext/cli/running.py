@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Callable, Hashable, Iterator
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from srr_ext import artifacts
 from srr_ext.artifacts import RunFolder
-from srr_ext.cli.parsing import UsageError, as_dict, blame, blame_images
+from srr_ext.checkpoints import Checkpoint, Finished, check_resumable
+from srr_ext.cli.parsing import UsageError, as_dict, blame, blame_images, parse
 from srr_ext.cli.tables import make_console
 from srr_ext.progress import Progress, on
 from srr_ext.report import EventLog
-from srr_ext.training import Log
+from srr_ext.training import Keeper, Log
+
+SECONDS_BETWEEN_STATES = 60.0  # what a stop may cost, beside the epoch that it falls in
 
 _RECORDED = ("srr_ext", "torchvision", "accelerate", "numpy")
 
@@ -40,6 +47,10 @@ class RunConfig(Protocol):
     @property
     def output(self) -> Path | None:
         """Where the folder shall be."""
+
+    @property
+    def resume(self) -> Path | None:
+        """Which folder to go on in instead."""
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -60,12 +71,15 @@ class Session:
         Receives the record of every epoch.
     shared : dict, optional
         Where runs that follow each other in one process leave what they would all make alike.
+    seconds : float, default 2.0
+        What every measurement of latency may take. A comparison, which measures again when all is quiet, takes less.
     """
 
     progress: Progress
     say: Callable[[str], None]
     log: Log | None = None
     shared: dict[Hashable, Any] | None = None
+    seconds: float = 2.0
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what another run of this process has made under that key, or make it."""
@@ -75,8 +89,16 @@ class Session:
             self.shared[key] = make()
         return self.shared[key]
 
-    def keep_dense(self, model: nn.Module) -> None:
-        """Save a dense network that has just been trained; here there is no place for it."""
+    def keep_dense(self, model: nn.Module, snapshots: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Save a dense network that has just been trained, and snapshots of it; here there is no place for them."""
+
+    def kept_dense(self) -> Path | None:
+        """Return the file of the dense network that this run trained before it was stopped, if it did."""
+        return None
+
+    def keeper(self, training: str) -> Keeper | None:
+        """Return where a training leaves what it needs to go on after a stop; here there is no place for it."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +111,59 @@ class Run(Session):
         Receives the results; the log goes to its ``log.jsonl`` and, for TensorBoard, its ``events``.
     origin : dict
         ``command`` and ``environment``, for ``report.json``.
+    checkpoint : Checkpoint, optional
+        Where a run that can go on after a stop records what it has finished.
     """
 
     folder: RunFolder
     origin: dict[str, Any]
+    checkpoint: Checkpoint | None = None
 
-    def keep_dense(self, model: nn.Module) -> None:
+    def keep_dense(self, model: nn.Module, snapshots: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Save a dense network that has just been trained, before anything else can go wrong."""
-        artifacts.save_dense(self.folder.path, model)
+        artifacts.save_dense(self.folder.path, model, snapshots)
+        self.commit("dense")
+
+    def kept_dense(self) -> Path | None:
+        """Return the file of the dense network that this run trained before it was stopped, if it did."""
+        reached = self.checkpoint is not None and self.checkpoint.reached.stage
+        path = self.folder.path / artifacts.DENSE
+        return path if reached and path.is_file() else None
+
+    def keeper(self, training: str) -> Keeper | None:
+        """Return where a training leaves what it needs to go on after a stop, if this run can go on."""
+        return None if self.checkpoint is None else _EveryMinute(self, self.checkpoint, training)
+
+    def finished(self, stage: str) -> Finished | None:
+        """Return what a stage has made that this run finished before it was stopped; None if it was not the last."""
+        if self.checkpoint is None:
+            return None
+        with blame("--resume"):
+            return self.checkpoint.finished(stage)
+
+    def commit(self, stage: str, number: int = 0, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Record that a stage is finished, if this run can go on after a stop."""
+        if self.checkpoint is not None:
+            with blame_disk(self.folder.path):
+                self.checkpoint.commit(stage, number, tensors)
+
+
+class _EveryMinute:
+    """Keeps the state of a training, but not of every epoch where these are short."""
+
+    def __init__(self, run: Run, checkpoint: Checkpoint, training: str) -> None:
+        self._run, self._checkpoint, self._training = run, checkpoint, training
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Tensor] | None:
+        with blame("--resume"):
+            return self._checkpoint.kept(self._training)
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        if time.monotonic() - self._saved >= SECONDS_BETWEEN_STATES:
+            with blame_disk(self._run.folder.path):
+                self._checkpoint.keep(self._training, tensors)
+            self._saved = time.monotonic()
 
 
 def on_screen() -> Session:
@@ -108,6 +175,46 @@ def on_screen() -> Session:
     """
     console = make_console(stderr=True)
     return Session(on(console), lambda line: console.print(line, markup=False))
+
+
+def run_or_resume(
+    config: C,
+    arguments: list[str],
+    prog: str,
+    check: Callable[[C], None],
+    job: Callable[[C, Run], dict[str, Any]],
+) -> Run:
+    """Do a job in a new folder, or go on with one that was stopped, as ``--resume`` says.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Everything the user decides.
+    arguments : list of str
+        Of the command.
+    prog : str
+        Name of the command.
+    check : callable
+        Refuses settings that cannot be, before any work.
+    job : callable
+        Does the work and returns the report.
+
+    Returns
+    -------
+    Run
+        Its folder holds the results.
+
+    Raises
+    ------
+    UsageError, KeyboardInterrupt
+        See `run_in_folder` and `resume_in_folder`.
+    """
+    if config.resume is None:
+        check(config)
+        return run_in_folder(config, arguments, prog, job)
+    if replace(config, resume=None) != type(config)():  # type: ignore[type-var]  # a dataclass
+        raise UsageError("--resume", "goes alone: the settings are those of the run")
+    return resume_in_folder(type(config), config.resume, prog, job)
 
 
 def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, Run], dict[str, Any]]) -> Run:
@@ -138,27 +245,92 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
     """
     with blame("--output"):
         folder = RunFolder(config.output, f"{config.model}-{config.data}")
+    words = [*shlex.split(prog), *arguments]
+    checkpoint = Checkpoint(folder.path)
     try:
-        run = do_in_folder(folder, config, [*shlex.split(prog), *arguments], on_screen(), job)
+        with blame_disk(folder.path), checkpoint.held(words), terminable():
+            return do_in_folder(folder, config, words, on_screen(), job, checkpoint)
     except UsageError as error:
         if any((folder.path / network).exists() for network in (artifacts.DENSE, artifacts.WEIGHTS)):
-            raise UsageError("", f"{error}; {what_is_left(folder.path)}") from error
+            raise UsageError("", f"{error}; {what_is_left(folder.path, prog, failed=True)}") from error
         folder.discard()
         raise
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(what_is_left(folder.path)) from stop
-    return run
+        raise KeyboardInterrupt(what_is_left(folder.path, prog)) from stop
+
+
+def resume_in_folder(config: type[C], path: Path, prog: str, job: Callable[[C, Run], dict[str, Any]]) -> Run:
+    """Go on with a job of `run_in_folder` that was stopped, at whatever moment, from the last stage that it finished.
+
+    Parameters
+    ----------
+    config : type
+        The dataclass of its flags; their values are read from the folder.
+    path : Path
+        The run folder.
+    prog : str
+        Name of the command.
+    job : callable
+        Does the work and returns the report. It finds what is finished in ``run.checkpoint``.
+
+    Returns
+    -------
+    Run
+        Its folder holds the results.
+
+    Raises
+    ------
+    UsageError
+        No such run, it is finished, another process is at work in it, or something the user can put right.
+    KeyboardInterrupt
+        With a line that says what the folder holds.
+    """
+    checkpoint = Checkpoint(path)
+    with blame("--resume"):
+        check_resumable(path)
+    try:
+        with blame("--resume"), checkpoint.held():
+            settings = parse(config, ["--config", str(path / artifacts.CONFIG)], prog)
+            records = checkpoint.rewind_log()
+            shutil.rmtree(path / artifacts.EVENTS, ignore_errors=True)  # written anew from the log
+            with terminable():
+                folder, words = RunFolder(path, "", resume=True), checkpoint.command
+                return do_in_folder(folder, settings, words, on_screen(), job, checkpoint, records)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(what_is_left(path, prog)) from stop
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, end the work as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    mine = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    before = signal.signal(signal.SIGTERM, stop) if mine else None
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, before)
 
 
 def do_in_folder(
-    folder: RunFolder, config: C, words: list[str], session: Session, job: Callable[[C, Run], dict[str, Any]]
+    folder: RunFolder,
+    config: C,
+    words: list[str],
+    session: Session,
+    job: Callable[[C, Run], dict[str, Any]],
+    checkpoint: Checkpoint | None = None,
+    records: Iterable[dict[str, Any]] = (),
 ) -> Run:
     """Do a job in a folder that is there, without a word about what a failure leaves in it.
 
     Parameters
     ----------
     folder : RunFolder
-        New.
+        New, or that of a run which goes on.
     config : RunConfig
         Everything the user decides; saved as ``config.json``.
     words : list of str
@@ -167,6 +339,10 @@ def do_in_folder(
         Shows how far the work is.
     job : callable
         Does the work and returns the report.
+    checkpoint : Checkpoint, optional
+        Where what is finished is recorded; removed in the end.
+    records : iterable of dict, default ()
+        What the log holds already.
 
     Returns
     -------
@@ -185,9 +361,14 @@ def do_in_folder(
                 folder.log(record)
                 events.log(record)
 
+        for record in records:
+            events.log(record)
         folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
-        run = Run(session.progress, session.say, log, session.shared, folder=folder, origin=origin)
+        here = {"folder": folder, "origin": origin, "checkpoint": checkpoint}
+        run = Run(**vars(session) | {"log": log} | here)
         events.summary(job(config, run))
+    if checkpoint is not None:
+        checkpoint.remove()
     return run
 
 
@@ -200,25 +381,31 @@ def blame_disk(folder: Path) -> Iterator[None]:
         raise UsageError("--output", f"{folder} cannot be written ({error})") from error
 
 
-def what_is_left(folder: Path) -> str:
-    """Say what a run that was stopped leaves behind, and what to do with it.
+def what_is_left(folder: Path, prog: str, *, failed: bool = False) -> str:
+    """Say what a run that did not come to its end leaves behind, and what to do with it.
 
     Parameters
     ----------
     folder : Path
         Of the run.
+    prog : str
+        Name of the command.
+    failed : bool, default False
+        Whether an error ended it, which may come again, and not somebody who wanted it to end.
 
     Returns
     -------
     str
     """
     names = sorted(path.name for path in folder.iterdir())
-    advice = "delete it to use the name again"
-    if artifacts.WEIGHTS in names:
-        advice = f"the pruned network is whole, srr evaluate --run {shlex.quote(str(folder))} measures it"
-    elif artifacts.DENSE in names:
-        advice = f"--weights {shlex.quote(str(folder / artifacts.DENSE))} with a new --output skips the training"
-    return f"{folder} holds {', '.join(names)}; {advice}"
+    again = f"{prog} --resume {shlex.quote(str(folder))} goes on"
+    advice = [again] if artifacts.CHECKPOINT in names else ["delete it to use the name again"]
+    if failed and artifacts.WEIGHTS in names:
+        advice.insert(0, f"the network is whole, srr evaluate --run {shlex.quote(str(folder))} measures it")
+    elif failed and artifacts.DENSE in names:
+        dense = shlex.quote(str(folder / artifacts.DENSE))
+        advice.insert(0, f"--weights {dense} with a new --output skips the training")
+    return f"{folder} holds {', '.join(names)}; {'; '.join(advice)}"
 
 
 def environment() -> dict[str, Any]:

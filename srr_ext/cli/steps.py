@@ -19,13 +19,14 @@ from srr_ext.allocators import get_allocator
 from srr_ext.calibration import Batch, Calibration
 from srr_ext.cli.parsing import UsageError, blame, flag_of
 from srr_ext.cli.running import Session
-from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, PruneOptions, Training
+from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, RetrainOptions, Training
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
 from srr_ext.data import Augment, ImageData
 from srr_ext.plan import PruningPlan, make_plan
+from srr_ext.retraining import Retrain
 from srr_ext.surgery import apply_plan
-from srr_ext.training import AfterStep, TrainConfig, make_accelerator, reinitialise, train
+from srr_ext.training import make_accelerator, reinitialise
 from srr_ext.updates import get_update
 
 _SEEDS = 1 << 63  # what torch's generators take
@@ -58,7 +59,7 @@ def split_seed(config: ModelAndData) -> int:
     return config.seed if given is None else given
 
 
-def calibration(config: PruneOptions, images: ImageData) -> Calibration:
+def calibration(config: RetrainOptions, images: ImageData) -> Calibration:
     """Return the images that a decision may look at; they are read when it does."""
     n_batches = max(1, config.calibration // _CALIBRATION_BATCH)
     size = min(_CALIBRATION_BATCH, config.calibration)
@@ -118,18 +119,6 @@ def check_fit(model: nn.Module, name: str, images: ImageData) -> None:
         raise ValueError(f"{name} gives scores that are not finite, for the first image; check its weights and layers")
 
 
-def dense_network(config: Planning, images: ImageData, session: Session) -> nn.Module:
-    """Make the network and train it, unless it comes with weights; return it in evaluation mode."""
-    model = make_model(config, images, session)
-    tried = isinstance(config, PruneConfig) and (config.rounds > 1 or config.retrain == "scratch")
-    if config.weights is None or tried:
-        rehearse(config, model.eval(), images)
-    if config.weights is None:
-        train_blaming("dense", "train dense", model, images, config.dense, config, session)
-        session.keep_dense(model)
-    return model.eval()
-
-
 def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
     """Refuse before a long training what would be refused after it: targets out of reach, layers that do not exist.
 
@@ -162,27 +151,6 @@ def given_plan(config: PruneConfig, path: Path) -> PruningPlan:
             share = cost["pruned"] / cost["dense"]
             raise ValueError(f"{path} keeps {share:.4f} of the {quantity}, more than the {keep} of {flag_of(option)}")
     return plan
-
-
-def train_blaming(
-    group: str,
-    stage: str,
-    model: nn.Module,
-    images: ImageData,
-    recipe: TrainConfig,
-    config: ModelAndData,
-    session: Session,
-    teacher: nn.Module | None = None,
-    after_step: AfterStep | None = None,
-) -> None:
-    """Train in place; what goes wrong is blamed on this group of flags, a divergence on its learning rate."""
-    how: dict[str, Any] = {"device": config.device, "seed": config.seed, "stage": stage, "teacher": teacher}
-    how["after_step"] = after_step
-    try:
-        with threads_for(model, images), blame(flag_of(group), type(config), **{group: TrainConfig}):
-            train(model, images, recipe, **how, progress=session.progress, log=session.log)
-    except FloatingPointError as error:
-        raise UsageError(flag_of(f"{group}.lr"), str(error)) from error
 
 
 @contextmanager
@@ -229,7 +197,10 @@ def check(config: ModelAndData) -> None:
     if isinstance(config, Planning):
         _check_target(config)
         limits["gamma"] = (config.gamma == "auto" or config.gamma > 0, "'auto' or above 0")
+    if isinstance(config, RetrainOptions):
+        limits["calibration"] = (config.calibration >= 1, "at least 1")
     if isinstance(config, PruneConfig):
+        check_rewinding(config, config.retrain)
         with blame("--allocator"):
             get_allocator(config.allocator)
         with blame("--selector"):
@@ -239,15 +210,33 @@ def check(config: ModelAndData) -> None:
                 get_update(config.update)
         if config.retrain == "scratch" and config.rounds > 1:
             raise UsageError("--retrain", "scratch goes without --rounds: there are no weights to go on from")
-        if config.retrain == "scratch" and config.update != "none":
-            raise UsageError("--retrain", "scratch goes without --update: no weight stays")
-        limits["calibration"] = (config.calibration >= 1, "at least 1")
+        if config.retrain in ("scratch", "weight-rewind") and config.update != "none":
+            raise UsageError("--retrain", f"{config.retrain} goes without --update: no weight stays")
         limits["floor"] = (0 <= config.floor < 1, "in [0, 1)")
         limits["round_to"] = (config.round_to >= 1, "at least 1")
         limits["rounds"] = (config.rounds >= 1, "at least 1")
     for name, (holds, wanted) in limits.items():
         if not holds:
             raise UsageError(flag_of(name), f"must be {wanted}, but is {getattr(config, name)}")
+
+
+def check_rewinding(config: RetrainOptions, retrain: Retrain) -> None:
+    """Refuse rewinding to where there is nothing, or without the weights, and weights that nothing asks for."""
+    with blame("--rewind-to", type(config)):
+        what = config.retrain_by(retrain)
+    if what.weights != "rewound":
+        if config.rewind_weights is not None:
+            raise UsageError("--rewind-weights", "goes with --retrain weight-rewind; nothing else rewinds weights")
+    elif config.weights is not None and config.rewind_weights is None:
+        raise UsageError(
+            "--rewind-weights",
+            f"is needed beside --weights: the checkpoint of the dense network at {what.begin} of its training, which "
+            f"srr train --snapshots {what.begin} keeps; or leave --weights out, to train the network here",
+        )
+    elif config.weights is None and config.rewind_weights is not None:
+        raise UsageError("--rewind-weights", "goes with --weights; a network that is trained here keeps its own")
+    if config.rewind_to is not None and retrain not in ("lr-rewind", "weight-rewind"):
+        raise UsageError("--rewind-to", f"goes with --retrain lr-rewind or weight-rewind, but that is {retrain}")
 
 
 def _check_target(config: Planning) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from srr_ext.channels import Pin
 from srr_ext.redundancy import RedundancyReport
+from srr_ext.report.sparse_page import counts, forms, removed, untimed
 
 _NARROW = 100  # columns of a table when the output is no terminal and has no width of its own
 
@@ -44,14 +46,49 @@ def result_table(report: dict[str, Any]) -> Table:
         dense, pruned = report[key]["dense"], report[key]["pruned"]
         table.add_row(label, f"{dense:,}", f"{pruned:,}", f"{dense / pruned:.2f} x smaller")
     latency = report["latency_ms"]
-    where = f"latency, {latency['batch_size']} images, {latency['device']}"
-    if latency["device"] == "cpu":
-        where += f" ({latency['threads']} thread{'s' if latency['threads'] > 1 else ''})"
     speed_up = f"{report['speed_up']['measured']:.2f} x faster"
-    table.add_row(where, f"{latency['dense']:.2f} ms", f"{latency['pruned']:.2f} ms", speed_up)
+    table.add_row(f"latency, {_batch(latency)}", f"{latency['dense']:.2f} ms", f"{latency['pruned']:.2f} ms", speed_up)
     top1 = report["top1"]
     cut = "surgery" if report["rounds"] == 1 else f"the last of {report['rounds']} cuts"
     table.add_row(f"test accuracy, after {cut}", _percent(top1["dense"]), _percent(top1["after_surgery"]), "")
+    change = top1["final"] - top1["dense"]
+    table.add_row("test accuracy, final", _percent(top1["dense"]), _percent(top1["final"]), f"{change:+.2f} points")
+    return table
+
+
+def sparse_table(report: dict[str, Any]) -> Table:
+    """Lay out the report of a run that removed single weights: one row per quantity, dense beside pruned.
+
+    Parameters
+    ----------
+    report : dict
+        The content of ``report.json``.
+
+    Returns
+    -------
+    rich.table.Table
+        With times of every form that was measured; the caption says what of, and why not of others.
+    """
+    method = [report[key] for key in ("selector", "scope", "schedule", "retrain")]
+    if report["schedule"] == "given":
+        method[:3] = ["given masks"]
+    title = f"{report['model']} on {report['data']}: {', '.join(method)}"
+    notes = [f"latency: of {_batch(report['latency_ms'])}", *(f"no latency of {reason}" for reason in untimed(report))]
+    caption = Text("\n".join(notes))  # no markup: reasons may have brackets
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", caption=caption, caption_justify="left")
+    for heading in ("", "dense", "pruned", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for label, key in (("parameters", "params"), ("MACs per image, of weights not zero", "macs")):
+        dense, pruned = report[key]["dense"], report[key]["pruned"]
+        table.add_row(label, f"{dense:,}", f"{pruned:,}", f"{dense / pruned:.2f} x fewer")
+    if weights := counts(report):
+        share = f"density {_percent(100 * weights[1] / weights[0])}"
+        table.add_row("weights that may go", f"{weights[0]:,}", f"{weights[1]:,}", share)
+    for form in forms(report):
+        speed = f"{form.dense / form.pruned:.2f} x as fast"
+        table.add_row(f"latency, {form.what}", f"{form.dense:.2f} ms", f"{form.pruned:.2f} ms", speed)
+    top1 = report["top1"]
+    table.add_row(f"test accuracy, {removed(report)}", _percent(top1["dense"]), _percent(top1["after_surgery"]), "")
     change = top1["final"] - top1["dense"]
     table.add_row("test accuracy, final", _percent(top1["dense"]), _percent(top1["final"]), f"{change:+.2f} points")
     return table
@@ -129,6 +166,14 @@ def pin_table(pins: Sequence[Pin]) -> Table:
     for pin in pins:
         table.add_row(pin.module, str(pin.channels), pin.reason)
     return table
+
+
+def _batch(latency: dict[str, Any]) -> str:
+    """Name the images that times were taken of, and what computed them."""
+    where = f"{latency['batch_size']} images, {latency['device']}"
+    if latency["device"] == "cpu":
+        where += f" ({latency['threads']} thread{'s' if latency['threads'] > 1 else ''})"
+    return where
 
 
 def _percent(value: float) -> str:

@@ -12,11 +12,13 @@ from srr_ext.bottleneck.applying import apply_bottlenecks, save_bottlenecks
 from srr_ext.bottleneck.deciding import check_reach, make_bottlenecks
 from srr_ext.bottleneck.options import read_options
 from srr_ext.cli import steps
+from srr_ext.cli.measuring import latency_batch, measure
 from srr_ext.cli.parsing import UsageError, blame
 from srr_ext.cli.running import Run
+from srr_ext.cli.training import epochs_after_dense, retrain
 from srr_ext.config import PruneConfig
 from srr_ext.data import ImageData
-from srr_ext.prune import analyze, fine_tune, latency_batch, measure, train_sparse
+from srr_ext.prune import analyze, dense_network, sparse_network
 from srr_ext.training.lending import lent_to
 
 
@@ -42,6 +44,8 @@ def check(config: PruneConfig) -> None:
         raise UsageError(
             "--update", "bottlenecks have none; name it as a part of the other methods, ALLOCATOR+SELECTOR+UPDATE"
         )
+    if config.retrain == "weight-rewind":
+        raise UsageError("--retrain", "bottlenecks are made of the weights, which weight-rewind would not keep")
     if config.rounds > 1:
         raise UsageError("--rounds", "bottlenecks are made at once; write rounds=1 after the method")
 
@@ -82,8 +86,8 @@ def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
         Something the user can put right.
     """
     images = steps.load_data(config, run)
-    dense = steps.dense_network(config, images, run)
-    network = train_sparse(config, dense, analyze(config, dense, images), images, run)
+    dense = dense_network(config, images, run)
+    network = sparse_network(config, dense, analyze(config, dense, images), images, run)
     device = steps.check_device(config)
     with blame("--methods", PruneConfig), lent_to(device, network):
         plan = make_bottlenecks(
@@ -97,7 +101,7 @@ def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
             **config.target,
         )
     small = apply_bottlenecks(network, plan)
-    final = fine_tune(config, "fine-tune", small, dense, images, run)
+    final = retrain(config, config.retraining, "fine-tune", small, None, dense, images, run)
     save_bottlenecks(run.folder.path, final, plan)
     decision = {
         "allocator": config.allocator,
@@ -108,6 +112,10 @@ def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
         "macs": plan.cost["macs"],
         "params": plan.cost["params"],
         "surgery_error": None,
+        "rounds": config.rounds,
+        "update": config.update,
+        "retrain": config.retrain,
+        "epochs_after_dense": epochs_after_dense(config, config.retraining, images),
     }
     networks = {"dense": dense, "after_surgery": small, "final": final}
     results = measure(config, networks, decision, images, latency_batch(config, images), run)

@@ -22,14 +22,17 @@ from srr_ext import artifacts
 from srr_ext.artifacts import RunFolder
 from srr_ext.cli.parsing import UsageError, as_dict
 from srr_ext.cli.running import Session, do_in_folder
-from srr_ext.config import PruneConfig
+from srr_ext.comparison.sparse_cells import SPARSIFY
+from srr_ext.config import PruneConfig, SparsifyConfig
 from srr_ext.files import write_json
 from srr_ext.progress import silent
 
 CELLS, FAILED = "cells", "failed"
 CELL = "cell.json"
+COMMANDS = ("prune", SPARSIFY)  # the kinds of methods that are commands, of the same name
 OUTPUT = "output.txt"  # what a cell has printed, warnings mostly; absent if nothing
 
+_LATENCY_SECONDS = 0.2  # while other cells compute, times say little; those of the results are taken in the end
 _TAIL = 10_000  # characters of the output that are worth keeping of a failure
 
 
@@ -43,7 +46,7 @@ class Job:
         Of the cell.
     folder : Path
         Of the comparison.
-    config : PruneConfig
+    config : PruneConfig or SparsifyConfig
         Of the cell.
     record : dict
         The content of ``cell.json``.
@@ -52,12 +55,12 @@ class Job:
     threads : int
         How many torch uses.
     launcher : str
-        What starts the cell as a ``srr prune`` of its own, for that kind alone; empty to run it in this process.
+        What starts the cell as a command of its own, for kinds that are one; empty to run it in this process.
     """
 
     name: str
     folder: Path
-    config: PruneConfig
+    config: PruneConfig | SparsifyConfig
     record: dict[str, Any]
     kind: str
     threads: int
@@ -166,7 +169,7 @@ def _attempt(job: Job, partial: Path) -> str | None:
             return _launch(job, partial)
         from srr_ext.comparison.kinds import KINDS  # here, as reading a comparison needs no pipeline
 
-        session = Session(silent(), lambda line: None, shared=_shared)
+        session = Session(silent(), lambda line: None, shared=_shared, seconds=_LATENCY_SECONDS)
         do_in_folder(RunFolder(partial, job.name), job.config, _command(job), session, KINDS[job.kind].run)
     except UsageError as error:
         return str(error)
@@ -178,8 +181,8 @@ def _attempt(job: Job, partial: Path) -> str | None:
 
 def _command(job: Job) -> list[str]:
     """Return the command that does the same, for the record."""
-    if job.kind == "prune":
-        return ["srr", "prune", "--config", str(job.final / artifacts.CONFIG)]
+    if job.kind in COMMANDS:
+        return ["srr", job.kind, "--config", str(job.final / artifacts.CONFIG)]
     return ["srr", "compare", "--config", str(job.folder / artifacts.CONFIG), "--output", str(job.folder)]
 
 
@@ -198,7 +201,8 @@ def _launch(job: Job, partial: Path) -> str | None:
     here = str(Path(sys.executable).parent)  # where torchrun is, even if the environment is not activated
     paths = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
     environment = os.environ | {"PATH": paths, "OMP_NUM_THREADS": str(job.threads)}
-    words = [*shlex.split(job.launcher), "-m", "srr_ext.prune", "--config", str(settings), "--output", str(partial)]
+    module = f"srr_ext.{job.kind}"
+    words = [*shlex.split(job.launcher), "-m", module, "--config", str(settings), "--output", str(partial)]
     program = shutil.which(words[0], path=paths)
     if program is None:
         return f"--launcher: there is no program {words[0]}; install it or give its path"

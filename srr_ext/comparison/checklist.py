@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from srr_ext.comparison.figures import QUANTITIES, written
-from srr_ext.comparison.grid import DENSE_LONGER
+from srr_ext.comparison.grid import DENSE_LONGER, REWINDS
 from srr_ext.comparison.records import Comparison
-from srr_ext.comparison.results import CONTROLS, EQUAL
+from srr_ext.comparison.results import CONTROLS, EQUAL, trained_anew
 from srr_ext.comparison.statistics import LEAST_SEEDS
 from srr_ext.comparison.words import epochs_more, extra_epochs, plural
 
 LEAST_POINTS = 5
 _PROVEN = 1e-9  # relative difference of the cut network from the masked one
-_TRAINING = ("fine_tune", "calibration", "retrain")  # settings that say nothing of what is pruned
+_TRAINING = ("fine_tune", "calibration", "retrain", "rewind_to")  # settings that say nothing of what is pruned
 
 
 def warnings(comparison: Comparison) -> list[str]:
@@ -50,12 +50,17 @@ def warnings(comparison: Comparison) -> list[str]:
     ]
     if own:
         found.append(f"Some have a recipe of their own, so that more than the method differs: {', '.join(own)}.")
-    if comparison.config.get("weights") and any(
-        method["settings"].get("retrain") == "scratch" for method in comparison.methods.values()
-    ):
+    settings = [method["settings"] for method in comparison.methods.values()]
+    if comparison.config.get("weights") and any(map(trained_anew, settings)):
         found.append(
             "The dense network came with its weights, and how long it was trained is not known here. If that was "
             "longer than the control from scratch was, this control shows nothing, and no claim is made from it."
+        )
+    usual = comparison.config.get("retrain")
+    if comparison.config.get("weights") and any(one.get("retrain", usual) in REWINDS for one in settings):
+        found.append(
+            "The dense network came with its weights, and by which recipe it was trained is not known here. Rewinding "
+            "takes it to be that of the settings."
         )
     if not comparison.latency:
         found.append("Time was not measured: fewer multiply-accumulates need not be faster.")
@@ -72,15 +77,23 @@ def warnings(comparison: Comparison) -> list[str]:
 def _controls_missing(comparison: Comparison) -> list[str]:
     """Say which controls are not there, be it under another name."""
     parts = {row.method: (row.allocator.partition(":")[0], row.selector.partition(":")[0]) for row in comparison.rows}
-    trained_anew = [m for m, said in comparison.methods.items() if said["settings"].get("retrain") == "scratch"]
+    settings = {label: said["settings"] for label, said in comparison.methods.items()}
+    anew = [label for label, said in settings.items() if trained_anew(said)]
+    uniform = {
+        "channels": "uniform widths (does the choice of widths matter?)",
+        "weights": "the same share of every layer (does it matter in which layers weights go?)",
+    }
     there = {
-        "random selection (does the choice of channels matter?)": any(s == "random" for _, s in parts.values()),
-        "uniform widths (does the choice of widths matter?)": any(
-            a == "uniform" and s != "random" and label not in (DENSE_LONGER, *trained_anew)
+        f"random selection (does the choice of {comparison.what_goes} matter?)": any(
+            s == "random" for _, s in parts.values()
+        ),
+        uniform.get(comparison.what_goes, "the same share of every layer (does the choice of layers matter?)"): any(
+            (a == "uniform" or settings[label].get("scope") == "layerwise")
+            and s != "random"
+            and label not in (DENSE_LONGER, *anew)
             for label, (a, s) in parts.items()
         ),
-        "the pruned network trained from scratch (do the trained weights matter?)": bool(trained_anew)
-        or "scratch" in parts,
+        "the pruned network trained from scratch (do the trained weights matter?)": bool(anew) or "scratch" in parts,
         "the dense network trained for as much longer (is a gain only the longer training?)": DENSE_LONGER in parts,
     }
     gone = [control for control, is_there in there.items() if not is_there]

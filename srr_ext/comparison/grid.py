@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, get_origin, get_type_hints
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
+from srr_ext.artifacts import snapshot_name
 from srr_ext.bottleneck.options import is_bottleneck
-from srr_ext.config import CompareConfig, PruneConfig, PruneOptions
+from srr_ext.comparison.sparse_cells import OF_SPARSIFY, SPARSIFY, check_scope, sparse_config, sparse_controls
+from srr_ext.config import CompareConfig, PruneConfig, PruneOptions, SparsifyConfig
 
+C = TypeVar("C", PruneConfig, SparsifyConfig)
 Role = Literal["method", "control"]
 
 # What every cell shares, so that its result tells of the method alone; and what the text of a method says by itself.
 _SHARED = (
     "model weights data image_size download workers device seed validation split_seed augment dense plan output "
-    "keep_macs keep_params keep_channels"
+    "keep_macs keep_params keep_channels rewind_weights resume"
 ).split()
 _SAID = ("allocator", "selector", "update")
 
 # What bottlenecks take; they have no plan, and so nothing else that says how to make one.
-_OF_BOTTLENECKS = "fine_tune sparse calibration ignored retrain rounds".split()
+_OF_BOTTLENECKS = "fine_tune sparse calibration ignored retrain rewind_to rounds".split()
 _SELECTOR_OF_BOTTLENECKS = "eigendamage"  # for the record
 
+REWINDS = ("lr-rewind", "weight-rewind")
 DENSE_LONGER = "dense-longer"  # the control that loses no channel, so that it has one target of its own
 
 
@@ -39,7 +47,8 @@ class Method:
     text : str
         What it was read from, without its label.
     settings : dict of str to str
-        Settings of ``srr prune``, dotted where they are nested, that differ from those of the comparison.
+        Settings of ``srr prune``, or of ``srr sparsify``, dotted where they are nested, that differ from those of the
+        comparison.
     role : {"method", "control"}
         What is compared, or what it is compared with.
     kind : str
@@ -65,18 +74,18 @@ class Cell:
     keep : float
         Share to keep.
     seed : int
-    config : PruneConfig
+    config : PruneConfig or SparsifyConfig
         All that it takes to repeat it.
-    extra_epochs : int
-        Epochs of training under a penalty or in further rounds that the other cells do not have.
+    usual_epochs : float
+        Epochs from the dense network to the result with the settings that all methods share.
     """
 
     name: str
     method: Method
     keep: float
     seed: int
-    config: PruneConfig
-    extra_epochs: int
+    config: PruneConfig | SparsifyConfig
+    usual_epochs: float
 
     def record(self, quantity: str) -> dict[str, Any]:
         """Return what ``cell.json`` says: ``method`` is its label."""
@@ -89,7 +98,7 @@ class Cell:
             "keep": self.keep,
             "seed": self.seed,
             "settings": method.settings,
-            "extra_epochs": self.extra_epochs,
+            "usual_epochs": self.usual_epochs,
         }
 
 
@@ -101,7 +110,7 @@ def parse_method(text: str) -> Method:
     text : str
         ``ALLOCATOR[+SELECTOR[+UPDATE]] [KEY=VALUE ...]``, each name with options as in ``global:normalise=l2``. A key
         is a setting of ``srr prune``, dotted where it is nested, or ``as``: the label, by default the text itself.
-        Or ``bottleneck``, with options, in place of all three names.
+        In place of all three names ``bottleneck``, with options, or ``sparsify``, with settings of ``srr sparsify``.
 
     Returns
     -------
@@ -119,13 +128,7 @@ def parse_method(text: str) -> Method:
         raise ValueError(f"{text!r} has an open quotation mark") from error
     if not words or "=" in words[0].partition(":")[0]:
         raise ValueError(f"{text!r} must begin with ALLOCATOR[+SELECTOR[+UPDATE]], as in 'srr+l1'")
-    names = re.split(r"\+(?![0-9])", words[0])  # the sign in 1e+2 separates nothing
-    if len(names) > len(_SAID) or not all(names):
-        raise ValueError(f"{words[0]!r} must be ALLOCATOR[+SELECTOR[+UPDATE]], as in 'srr+l1'")
-    settings = dict(zip(_SAID, names, strict=False))
-    kind = "bottleneck" if is_bottleneck(names[0]) else "prune"
-    if kind == "bottleneck" and len(names) > 1:
-        raise ValueError(f"{words[0]!r}: bottleneck goes alone, without selector and update; it removes no channels")
+    kind, settings = _read_names(words[0])
     label = ""
     for word in words[1:]:
         key, equals, value = word.partition("=")
@@ -136,7 +139,7 @@ def parse_method(text: str) -> Method:
             label = value
         elif key.partition(".")[0] in _SHARED:
             raise ValueError(f"{text!r}: {key} is the same for all methods of a comparison; set it for all")
-        elif key in _SAID:
+        elif key in _SAID and kind != SPARSIFY:
             raise ValueError(f"{text!r}: write {key} as a part of ALLOCATOR+SELECTOR+UPDATE, not as a setting")
         elif key in settings:
             raise ValueError(f"{text!r}: {key} is there twice")
@@ -145,10 +148,31 @@ def parse_method(text: str) -> Method:
                 f"{text!r}: {key} is no setting of bottlenecks, which take {', '.join(_OF_BOTTLENECKS)}, and options "
                 "as in bottleneck:basis=patches,labels=given,floor=0.05"
             )
+        elif kind == SPARSIFY and key.partition(".")[0] not in OF_SPARSIFY:
+            raise ValueError(
+                f"{text!r}: {key} is no setting of sparsify in a comparison, which takes {', '.join(OF_SPARSIFY)}; how "
+                "much stays is said by --keep"
+            )
         else:
             settings[key] = value
     plain = shlex.join(word for word in words if not word.startswith("as="))
     return Method(label or plain, plain, settings, kind=kind)
+
+
+def _read_names(word: str) -> tuple[str, dict[str, str]]:
+    """Return the kind of a method that begins with a word, and what the word says of its settings."""
+    names = re.split(r"\+(?![0-9])", word)  # the sign in 1e+2 separates nothing
+    if len(names) > len(_SAID) or not all(names):
+        raise ValueError(f"{word!r} must be ALLOCATOR[+SELECTOR[+UPDATE]], as in 'srr+l1'")
+    if names[0].partition(":")[0] == SPARSIFY:
+        if word != SPARSIFY:
+            raise ValueError(f"{word!r}: sparsify goes alone; settings come after it, as in 'sparsify score=gradient'")
+        return SPARSIFY, {}
+    if not is_bottleneck(names[0]):
+        return "prune", dict(zip(_SAID, names, strict=False))
+    if len(names) > 1:
+        raise ValueError(f"{word!r}: bottleneck goes alone, without selector and update; it removes no channels")
+    return "bottleneck", {"allocator": word}
 
 
 def make_methods(config: CompareConfig) -> list[Method]:
@@ -193,18 +217,19 @@ def make_cells(config: CompareConfig, weights: str | None) -> list[Cell]:
     ValueError
         A method that cannot be, or is there twice; the message names it.
     """
-    cells = []
+    cells, methods, usual = [], make_methods(config), usual_epochs(config)
     for seed in config.seeds:
-        for method in make_methods(config):
+        for method in methods:
             for keep in (1.0,) if method.label == DENSE_LONGER and method.role == "control" else config.keep:
                 settings = cell_config(config, method, keep, seed, weights)
-                extra = _epochs(settings) - _epochs(config)
                 name = f"{_file_name(method.label)}_{config.quantity}{keep!r}_seed{seed}"
-                cells.append(Cell(name, method, keep, seed, settings, extra))
+                cells.append(Cell(name, method, keep, seed, settings, usual))
     return cells
 
 
-def cell_config(config: CompareConfig, method: Method, keep: float, seed: int, weights: str | None) -> PruneConfig:
+def cell_config(
+    config: CompareConfig, method: Method, keep: float, seed: int, weights: str | None
+) -> PruneConfig | SparsifyConfig:
     """Return the configuration of one cell.
 
     Raises
@@ -212,42 +237,72 @@ def cell_config(config: CompareConfig, method: Method, keep: float, seed: int, w
     ValueError
         A setting that does not exist or a value that it does not take.
     """
-    shared = {entry.name: getattr(config, entry.name) for entry in fields(PruneOptions)}
-    shared["split_seed"] = config.seed if config.split_seed is None else config.split_seed
-    if method.kind == "bottleneck":
-        shared["selector"] = _SELECTOR_OF_BOTTLENECKS
-    plain = PruneConfig(**shared | {"weights": weights, "seed": seed, f"keep_{config.quantity}": keep})
+    own: dict[str, Any] = {"weights": weights, "seed": seed}
+    own["split_seed"] = config.seed if config.split_seed is None else config.split_seed
+    if method.kind == SPARSIFY:
+        plain: PruneConfig | SparsifyConfig = replace(sparse_config(config, keep), **own)
+    else:
+        shared = {entry.name: getattr(config, entry.name) for entry in fields(PruneOptions)}
+        if method.kind == "bottleneck":
+            shared["selector"] = _SELECTOR_OF_BOTTLENECKS
+        plain = PruneConfig(**shared | own | {f"keep_{config.quantity}": keep})
     try:
-        return _with_settings(plain, method.settings)
+        made = _with_settings(plain, method.settings, "sparsify" if method.kind == SPARSIFY else "prune")
+        if isinstance(made, SparsifyConfig):
+            check_scope(made)
+        return _rewinding(config, method, made)
     except ValueError as error:
         raise ValueError(f"{method.text!r}: {error}") from error
 
 
+def _rewinding(config: CompareConfig, method: Method, made: C) -> C:
+    """Give a cell the moment and the weights to rewind to that the comparison has, if it rewinds."""
+    if made.retrain not in REWINDS:  # the moment is that of the others
+        return replace(made, rewind_to=made.rewind_to if "rewind_to" in method.settings else None, rewind_weights=None)
+    begin, weights = made.retraining.begin, None
+    if made.retrain == "weight-rewind" and config.weights is not None:
+        weights = config.rewind_weights
+    elif made.retrain == "weight-rewind" and made.weights is not None:  # trained here, with all that is wanted of it
+        weights = str(Path(made.weights).with_name(snapshot_name(begin)))
+    return replace(made, rewind_weights=weights)
+
+
 def _controls(config: CompareConfig, first: Method) -> Iterator[Method]:
-    """Yield what shows whether a method is worth its trouble."""
-    yield _method("random", "uniform+random")
-    yield _method("uniform", "uniform+l1")
-    # New weights are trained once, for as long as the first method is in all of its rounds.
+    """Yield what shows whether a method is worth its trouble, trained as it is."""
     its = cell_config(config, first, config.keep[0], config.seeds[0], None)
-    settings = {"retrain": "scratch"}
-    if its.update != "none":  # of which nothing would be left
-        settings |= {"selector": its.selector, "update": "none"}
-    if its.rounds > 1:
-        settings |= {"rounds": "1", "fine_tune.epochs": str(its.rounds * its.fine_tune.epochs)}
-    yield _method("scratch", first.text, settings)
-    nothing = {} if config.sparse.penalty == "none" else {"sparse.penalty": "none"}
-    if config.retrain != "finetune":
+    # New weights are trained once, for as long as the first method is in all of its rounds, if their number is known.
+    rounds = its.rounds if isinstance(its, PruneConfig) else 1
+    whole = math.ceil(rounds * _epochs_of_round(its))
+    epochs = str(whole) if whole != its.fine_tune.epochs else None
+    if isinstance(its, SparsifyConfig):
+        for label, changes in sparse_controls(first.settings, epochs):
+            yield _control(label, first, changes)
+    else:
+        keys = () if its.retrain == "scratch" else ("retrain", "rewind_to")
+        trained = {key: first.settings[key] for key in keys if key in first.settings}
+        yield _control("random", parse_method("uniform+random"), trained)
+        yield _control("uniform", parse_method("uniform+l1"), trained)
+        anew: dict[str, str | None] = {"retrain": "scratch", "rewind_to": None}
+        if its.update != "none":  # of which nothing would be left
+            anew |= {"selector": its.selector, "update": "none"}
+        if rounds > 1:
+            anew["rounds"] = "1"
+        yield _control("scratch", first, anew if epochs is None else anew | {"fine_tune.epochs": epochs})
+    nothing: dict[str, str | None] = {} if config.sparse.penalty == "none" else {"sparse.penalty": "none"}
+    if its.retrain in REWINDS:  # weights rewound would be trained to the dense network once more
+        nothing |= {"retrain": "lr-rewind", "rewind_to": first.settings.get("rewind_to")}
+    elif config.retrain != "finetune":
         nothing["retrain"] = "finetune"
-    yield _method(DENSE_LONGER, "uniform+l1", nothing)
+    yield _control(DENSE_LONGER, parse_method("uniform+l1"), nothing)
 
 
-def _method(label: str, text: str, settings: Mapping[str, str] | None = None) -> Method:
-    """Make a control of the text of a method and other settings."""
-    parsed = parse_method(text)
-    changed = parsed.settings | dict(settings or {})
-    names = "+".join(changed[name] for name in _SAID if name in changed)
-    rest = [f"{key}={value}" for key, value in changed.items() if key not in _SAID]
-    return Method(label, shlex.join([names, *rest]), changed, "control", parsed.kind)
+def _control(label: str, base: Method, changes: Mapping[str, str | None]) -> Method:
+    """Make a control of a method and other settings; None takes one away."""
+    merged = {**base.settings, **changes}
+    settings = {key: value for key, value in merged.items() if value is not None}
+    names = "+".join(settings[name] for name in _SAID if name in settings) or base.kind
+    rest = [f"{key}={value}" for key, value in settings.items() if key not in _SAID]
+    return Method(label, shlex.join([names, *rest]), settings, "control", base.kind)
 
 
 def _same(config: CompareConfig, one: Method, other: Method) -> bool:
@@ -258,10 +313,26 @@ def _same(config: CompareConfig, one: Method, other: Method) -> bool:
     return one.kind == other.kind and first == second
 
 
-def _epochs(config: PruneOptions) -> int:
-    """Epochs between the dense network and the result."""
+def usual_epochs(config: CompareConfig) -> float:
+    """Count the epochs from the dense network to the result with the settings that all methods share."""
     sparse = 0 if config.sparse.penalty == "none" else config.sparse.epochs
-    return sparse + config.rounds * config.fine_tune.epochs
+    return as_count(sparse + config.rounds * _epochs_of_round(config))
+
+
+def as_count(number: float | Fraction) -> float:
+    """Return a number of epochs: an integer if it is one, else rounded so that equal ones are."""
+    rounded = round(float(number), 6)
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
+def _epochs_of_round(config: PruneOptions | SparsifyConfig) -> Fraction:
+    """Count the epochs of one training after pruning; rewinding to a step counts as fine-tuning.
+
+    How many steps an epoch has is known with the images alone.
+    """
+    if config.retrain in REWINDS and (begin := config.retraining.begin).unit == "ep":
+        return config.dense.epochs - begin.count
+    return Fraction(config.fine_tune.epochs)
 
 
 def _file_name(label: str) -> str:
@@ -270,7 +341,7 @@ def _file_name(label: str) -> str:
     return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
-def _with_settings(config: Any, settings: Mapping[str, str]) -> Any:
+def _with_settings(config: Any, settings: Mapping[str, str], command: str) -> Any:
     """Return the configuration with other values, given as text."""
     kinds = get_type_hints(type(config))
     values: dict[str, Any] = {}
@@ -278,16 +349,17 @@ def _with_settings(config: Any, settings: Mapping[str, str]) -> Any:
     for key, text in settings.items():
         head, dot, rest = key.partition(".")
         if head not in kinds or bool(dot) != is_dataclass(getattr(config, head, None)):
-            raise ValueError(f"srr prune has no setting {key}; srr prune --help lists them, as --{key}")
+            raise ValueError(f"srr {command} has no setting {key}; srr {command} --help lists them, as --{key}")
         if dot:
             nested.setdefault(head, {})[rest] = text
         else:
             values[key] = _read(key, text, kinds[key])
     for head, inner in nested.items():
-        values[head] = _with_settings(getattr(config, head), inner)
+        values[head] = _with_settings(getattr(config, head), inner, command)
     return replace(config, **values)
 
 
+@cache  # as every cell has the same few
 def _read(key: str, text: str, kind: Any) -> Any:
     """Turn the text of a setting into a value of its type."""
     from jsonargparse import ArgumentError, ArgumentParser

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from srr_ext import artifacts, prune
+from srr_ext import artifacts, prune, sparsify
 from srr_ext.bottleneck import load_bottlenecks
 from srr_ext.cli import steps
 from srr_ext.cli.running import Run
 from srr_ext.comparison import bottleneck_cells
-from srr_ext.config import PruneConfig
+from srr_ext.comparison.sparse_cells import SPARSIFY
+from srr_ext.config import PruneConfig, SparsifyConfig
 from srr_ext.data import ImageData
 
 
@@ -36,10 +37,10 @@ class Kind:
         ``(folder, dense network) -> network``: read the result from there.
     """
 
-    check: Callable[[PruneConfig], None]
-    reach: Callable[[PruneConfig], Hashable]
-    rehearse: Callable[[PruneConfig, nn.Module, ImageData], None]
-    run: Callable[[PruneConfig, Run], dict[str, Any]]
+    check: Callable[[Any], None]  # of a PruneConfig, or of a SparsifyConfig for that kind
+    reach: Callable[[Any], Hashable]
+    rehearse: Callable[[Any, nn.Module, ImageData], None]
+    run: Callable[[Any, Run], dict[str, Any]]
     load: Callable[[Path, nn.Module], nn.Module]
 
 
@@ -51,6 +52,10 @@ def _reach_of_bottleneck(config: PruneConfig) -> Hashable:
     return config.allocator, config.ignored
 
 
+def _reach_of_sparsify(config: SparsifyConfig) -> Hashable:
+    return config.classifier, config.ignored, config.retrain == "reinit"
+
+
 KINDS = {
     "prune": Kind(steps.check, _reach_of_plan, steps.rehearse, prune.prune, artifacts.load),
     "bottleneck": Kind(
@@ -60,4 +65,5 @@ KINDS = {
         bottleneck_cells.prune,
         load_bottlenecks,
     ),
+    SPARSIFY: Kind(sparsify.check, _reach_of_sparsify, sparsify.rehearse, sparsify.sparsify, artifacts.load),
 }

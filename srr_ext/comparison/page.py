@@ -92,6 +92,7 @@ def _render(comparison: Comparison, curves: Mapping[str, Any], shares: Mapping[s
                 {"keep": f"{keep:g}", "table": sections.results(comparison, keep), "picture": picture}
                 for keep, picture, _ in shares.values()
             ],
+            "sparse": sections.SPARSE_NOTE if "weights" in comparison.what_goes else "",
             "longer": any(row.extra_epochs for row in comparison.rows),
             "claims": sections.claims(comparison),
         }

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from srr_ext.comparison.grid import DENSE_LONGER, Role
+from srr_ext.comparison.sparse_cells import SPARSIFY
 from srr_ext.comparison.statistics import Spread, Verdict
 
 
@@ -39,8 +40,8 @@ class Row:
         The same among the first five; None where there are too few classes.
     validation_top1_final : float or None
         Accuracy on the validation images; None where there are none.
-    extra_epochs : int
-        Epochs of training beyond those that all methods get.
+    extra_epochs : float
+        Epochs of training beyond those that all methods get; an integer where it is one.
     cell : str
         Name of the cell's folder.
     """
@@ -68,7 +69,7 @@ class Row:
     top5_final: float | None
     top5_difference: float | None
     validation_top1_final: float | None
-    extra_epochs: int
+    extra_epochs: float
     cell: str
 
     def figures(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class Summary:
         Accuracy.
     top5_final, top5_difference, validation_top1_final : Spread or None
         More of it, where every seed has it.
-    extra_epochs : int
+    extra_epochs : float
         The most of any seed.
     """
 
@@ -112,7 +113,7 @@ class Summary:
     top5_final: Spread | None
     top5_difference: Spread | None
     validation_top1_final: Spread | None
-    extra_epochs: int
+    extra_epochs: float
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,12 @@ class Comparison:
     def keeps(self) -> list[float]:
         """Return the shares at which methods are compared, largest first."""
         return sorted({entry.keep for entry in self.summaries if entry.method != DENSE_LONGER}, reverse=True)
+
+    @property
+    def what_goes(self) -> str:
+        """Name what methods remove: channels, weights, or both."""
+        by_kind = {row.allocator == SPARSIFY for row in self.rows if row.method != DENSE_LONGER}
+        return " or ".join(name for name, is_there in (("channels", False), ("weights", True)) if is_there in by_kind)
 
     def at(self, keep: float) -> list[Summary]:
         """Return what was reached at one share, in order."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from srr_ext.artifacts import CONFIG, REPORT
 from srr_ext.comparison.cells import CELL, CELLS, FAILED
-from srr_ext.comparison.grid import DENSE_LONGER, parse_method
+from srr_ext.comparison.grid import DENSE_LONGER, as_count, parse_method
 from srr_ext.comparison.records import Comparison, Failure, Row, Summary
 from srr_ext.comparison.running import LATENCY
 from srr_ext.comparison.statistics import Pair, Spread, Verdict, judge
@@ -80,10 +80,15 @@ def load(folder: str | Path) -> Comparison:
     facts["surgery_error"] = max((report.get("surgery_error") or 0.0 for report in reports), default=0.0)
     summaries = summary(rows)
     given = config.get("weights")  # how long they were trained is not known, so that nothing can be trained as long
-    scratch = {label for label, method in methods.items() if method["settings"].get("retrain") == "scratch"}
+    scratch = {label for label, method in methods.items() if trained_anew(method["settings"])}
     return Comparison(
         rows, summaries, verdicts(rows, scratch if given else ()), failures, latency, config, methods, facts
     )
+
+
+def trained_anew(settings: Mapping[str, str]) -> bool:
+    """Whether a method has settings by which nothing is left of the trained weights."""
+    return settings.get("retrain") in ("scratch", "reinit")
 
 
 def summary(rows: Sequence[Row]) -> list[Summary]:
@@ -208,7 +213,7 @@ def result_table(folder: str | Path) -> Table:
 
 _SPREADS = [entry.name for entry in fields(Summary) if "Spread" in str(entry.type)]
 _NEEDED = {
-    "method": str, "role": str, "quantity": str, "keep": (int, float), "seed": int, "extra_epochs": int,
+    "method": str, "role": str, "quantity": str, "keep": (int, float), "seed": int,
 }  # fmt: skip
 
 
@@ -258,9 +263,17 @@ def _row(name: str, cell: Mapping[str, Any], report: Mapping[str, Any]) -> Row:
         top5_final=top5.get("final"),
         top5_difference=round(top5["final"] - top5["dense"], 6) if top5 else None,
         validation_top1_final=(report.get("validation_top1") or {}).get("final"),
-        extra_epochs=cell["extra_epochs"],
+        extra_epochs=_extra_epochs(cell, report),
         cell=name,
     )
+
+
+def _extra_epochs(cell: Mapping[str, Any], report: Mapping[str, Any]) -> float:
+    """Return how many more epochs a cell took than is usual; cells of old comparisons say it themselves."""
+    if "usual_epochs" not in cell:
+        extra: float = cell["extra_epochs"]
+        return extra
+    return as_count(report["epochs_after_dense"] - cell["usual_epochs"])
 
 
 def _percent(accuracies: Mapping[str, Any], name: str) -> float:
@@ -301,7 +314,7 @@ def _pair(ours: Mapping[int, Row], others: Mapping[int, Row]) -> Pair:
         epochs = [max(part[seed].extra_epochs for seed in seeds) for part in (ours, others)]
         if epochs[0] != epochs[1]:
             label = first.method if epochs[0] > epochs[1] else second.method
-            larger.setdefault(label, f"{label} was trained for {abs(epochs[0] - epochs[1])} epochs more")
+            larger.setdefault(label, f"{label} was trained for {abs(epochs[0] - epochs[1]):.6g} epochs more")
     return Pair(first.method, second.method, first.keep, second.keep, values, other_values, larger)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -17,8 +15,9 @@ from srr_ext import artifacts
 from srr_ext.artifacts import RunFolder
 from srr_ext.cli import steps
 from srr_ext.cli.parsing import UsageError, as_dict, blame, flag_of
-from srr_ext.cli.running import Session, blame_disk, do_in_folder
-from srr_ext.comparison.cells import CELLS, FAILED, Failure, Job, discard_all
+from srr_ext.cli.running import Session, blame_disk, do_in_folder, terminable
+from srr_ext.comparison import rewinding
+from srr_ext.comparison.cells import CELLS, COMMANDS, FAILED, Failure, Job, discard_all
 from srr_ext.comparison.executors import make_executor
 from srr_ext.comparison.grid import Cell, make_cells
 from srr_ext.comparison.kinds import KINDS
@@ -73,14 +72,15 @@ def check(config: CompareConfig, folder: Path, session: Session) -> None:
             make_executor(config)
         except ModuleNotFoundError as error:
             raise ValueError(str(error)) from error
-    with blame("--methods"):
+    with blame("--methods", CompareConfig):
         cells = make_cells(config, config.weights)
         for cell in cells:
             _check_cell(cell)
-    other = next((cell.method.text for cell in cells if cell.method.kind != "prune"), None)
+    other = next((cell.method.text for cell in cells if cell.method.kind not in COMMANDS), None)
     if config.launcher and other is not None:
         raise UsageError("--launcher", f"starts srr prune, which does not know {other!r}; leave one of the two out")
     check_folder(config, folder)
+    rewinding.check(config, cells, folder / _DENSE)
     if any(not (folder / CELLS / cell.name).exists() for cell in cells):
         rehearse(config, cells, session)
 
@@ -89,6 +89,7 @@ def rehearse(config: CompareConfig, cells: list[Cell], session: Session) -> None
     """Refuse images and networks that do not fit each other, and targets out of reach for any method."""
     images = steps.load_data(config, session)
     network = steps.make_model(config, images, session).eval()
+    rewinding.rehearse(config, cells, network, images)
     seen = set()
     for cell in cells:
         if (options := _what_bounds(cell)) in seen:
@@ -97,7 +98,7 @@ def rehearse(config: CompareConfig, cells: list[Cell], session: Session) -> None
         try:
             KINDS[cell.method.kind].rehearse(cell.config, network, images)
         except UsageError as error:
-            text = str(error).replace(f"--keep-{config.quantity}: ", "")
+            text = str(error).replace(f"--keep-{config.quantity}: ", "").replace("--compression: ", "compression ")
             raise UsageError("--keep", f"{cell.method.text!r} at {cell.keep}: {text}") from error
 
 
@@ -190,20 +191,12 @@ def opened(folder: Path, config: CompareConfig) -> Iterator[None]:
 @contextmanager
 def stoppable(folder: Path) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the work with a line that says how to go on."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    mine = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    before = signal.signal(signal.SIGTERM, stop) if mine else None
     try:
-        yield
+        with terminable():
+            yield
     except KeyboardInterrupt as error:
         n = sum(not path.name.startswith(".") for path in (folder / CELLS).iterdir())
         raise KeyboardInterrupt(f"{folder} holds {n} finished cells; the same command goes on") from error
-    finally:
-        if mine:
-            signal.signal(signal.SIGTERM, before)
 
 
 def dense_network(config: CompareConfig, folder: Path, session: Session) -> str:
@@ -214,6 +207,7 @@ def dense_network(config: CompareConfig, folder: Path, session: Session) -> str:
     if not final.exists():
         shutil.rmtree(partial, ignore_errors=True)
         shared = {entry.name: getattr(config, entry.name) for entry in fields(Training)}
+        shared["snapshots"] = rewinding.moments(make_cells(config, None))
         words = ["srr", "train", "--config", str(final / artifacts.CONFIG)]
         before = torch.get_num_threads()
         torch.set_num_threads(config.threads)

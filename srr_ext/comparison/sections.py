@@ -14,6 +14,22 @@ from srr_ext.comparison.statistics import LEAST_SEEDS, LEVEL, Spread, Verdict, n
 from srr_ext.comparison.words import MINUS, epochs_more, extra_epochs, plural
 from srr_ext.report.sections import Missing, Picture, Table
 
+# What the costs of networks mean that have lost single weights.
+SPARSE = {
+    "compression_ratio": " Of networks that have lost single weights, zeros are not counted as parameters.",
+    "speed_up": (
+        " Of networks that have lost single weights, multiply-accumulates with a zero are not counted, although dense "
+        "layers compute them."
+    ),
+    "measured": (
+        " Networks that have lost single weights run here as dense ones with zeros, which take as long as other "
+        "numbers; what formats that leave zeros out bring is in the report of each cell."
+    ),
+}
+SPARSE_NOTE = (
+    " Of networks that have lost single weights, zeros count neither as parameters nor as multiply-accumulates, but "
+    "take as long as other numbers in dense layers, which are what is measured here."
+)
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -87,7 +103,7 @@ def claims(comparison: Comparison) -> dict[str, Any]:
         f"Final top-1 accuracy of the first method, {verdicts[0].method}, against every other, paired by seed. A claim "
         f"needs {LEAST_SEEDS} seeds and a p below {LEVEL:g} after Holm's correction for "
         f"{plural(family, 'test')}; the winner must not cost over {100 * EQUAL:g} % more, nor have been trained for "
-        "longer. Seeds vary the plan and the fine-tuning of one dense network."
+        "longer. Seeds vary the training after one dense network, and what goes where that is a matter of chance."
         if verdicts
         else "There is no other method to test the first one against."
     )
@@ -121,7 +137,7 @@ def results(comparison: Comparison, keep: float) -> Table:
         "seeds",
         "top-1, %",
         "difference, points",
-        "after surgery, %",
+        "after surgery, %" if comparison.what_goes == "channels" else "after pruning, %",
         "compression",
         "speed-up",
         "measured",
@@ -172,6 +188,8 @@ def curves(comparison: Comparison) -> dict[str, tuple[Picture | Missing, bytes]]
             "to the right is better. Methods that cost the same are drawn a little beside each other. Controls are "
             "thin and grey."
         )
+        if "weights" in comparison.what_goes:
+            caption += SPARSE[cost]
         if cost == "measured":
             caption += f" Time of {_conditions(comparison)}, of the first seed of every method."
         rows = [
@@ -270,6 +288,8 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
     for name in ("optimizer", "lr", "schedule", "batch_size", "weight_decay", "precision"):
         if name in recipe:
             shown.append(f"{name.replace('_', ' ')} {recipe[name]}")
+    if milestones := recipe.get("milestones"):
+        shown.append(f"milestones {', '.join(f'{epoch:g}' for epoch in milestones)}")
     return ", ".join(shown)
 
 

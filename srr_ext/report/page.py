@@ -37,9 +37,9 @@ def write(folder: str | Path) -> Path:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(folder)
-    report = _mapping(existing(folder / REPORT))
+    report = read_mapping(existing(folder / REPORT))
     structure, plan, config = (
-        _mapping(folder / name) if (folder / name).is_file() else {} for name in (STRUCTURE, PLAN, CONFIG)
+        read_mapping(folder / name) if (folder / name).is_file() else {} for name in (STRUCTURE, PLAN, CONFIG)
     )
     log = read_log(folder / LOG)
     environment = Environment(
@@ -63,8 +63,8 @@ def write(folder: str | Path) -> Path:
             "cost": sections.cost(structure),
             "graphs": sections.graphs(structure),
             "pins": sections.pins(structure),
-            "settings": list(_flat(config)),
-            "environment": list(_flat(report.get("environment") or {})),
+            "settings": list(flat_settings(config)),
+            "environment": list(flat_settings(report.get("environment") or {})),
             "method": [(name, _plain(plan[name])) for name in _METHOD if name in plan],
         }
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -137,7 +137,8 @@ def command_line(report: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[
     return shlex.join(words), False
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object, but holds {content!r:.60}")
@@ -152,7 +153,8 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, value
 
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def flat_settings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """List settings, nested ones by names with a dot, as they are printed."""
     return ((name, _plain(value)) for name, value in _settings(values))
 
 

@@ -74,26 +74,26 @@ def story(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
     """Say in two sentences what happened."""
     method = f"{report.get('allocator', 'a plan')} with the selector {report.get('selector', 'unknown')}"
     left = [
-        f"{counts['pruned']:,} of {counts['dense']:,} {what} ({_percent(100 * counts['pruned'] / counts['dense'])})"
+        f"{counts['pruned']:,} of {counts['dense']:,} {what} ({percent(100 * counts['pruned'] / counts['dense'])})"
         for key, what in (("macs", "multiply-accumulates per image"), ("params", "parameters"))
         if (counts := report.get(key))
     ]
     network = f"{report.get('model', 'The network')} was pruned by {method}"
     first = f"{network}, which leaves {' and '.join(left)}." if left else f"{network}."
     epochs = [record for record in log if not str(record["stage"]).startswith("train dense")]
-    tuned = f"after {_plural(len(epochs), 'epoch')} of fine-tuning" if epochs else "without fine-tuning"
+    tuned = f"after {plural(len(epochs), 'epoch')} of fine-tuning" if epochs else "without fine-tuning"
     facts = []
     top1 = report.get("top1") or {}
-    if _all(top1, "dense", "final"):
+    if has_numbers(top1, "dense", "final"):
         change = top1["final"] - top1["dense"]
         facts.append(
-            f"test accuracy went from {_percent(top1['dense'], 2)} to {_percent(top1['final'], 2)} "
-            f"({_points(change)}) {tuned}"
+            f"test accuracy went from {percent(top1['dense'], 2)} to {percent(top1['final'], 2)} "
+            f"({points(change)}) {tuned}"
         )
     latency = report.get("latency_ms") or {}
-    if _all(latency, "dense", "pruned"):
+    if has_numbers(latency, "dense", "pruned"):
         facts.append(
-            f"a forward pass of {_batch(latency)} takes {_ms(latency['pruned'])} instead of {_ms(latency['dense'])}, "
+            f"a forward pass of {name_batch(latency)} takes {ms(latency['pruned'])} instead of {ms(latency['dense'])}, "
             f"{latency['dense'] / latency['pruned']:.2f} times as fast"
         )
     second = ", and ".join(facts)
@@ -110,16 +110,16 @@ def summary(report: Mapping[str, Any]) -> Table:
                 (what, f"{counts['dense']:,}", f"{counts['pruned']:,}", f"{ratio:.2f} \N{MULTIPLICATION SIGN} smaller")
             )
     latency = report.get("latency_ms") or {}
-    if _all(latency, "dense", "pruned"):
+    if has_numbers(latency, "dense", "pruned"):
         ratio = latency["dense"] / latency["pruned"]
         faster = f"{ratio:.2f} \N{MULTIPLICATION SIGN} faster"
-        rows.append((f"latency, {_batch(latency)}", _ms(latency["dense"]), _ms(latency["pruned"]), faster))
+        rows.append((f"latency, {name_batch(latency)}", ms(latency["dense"]), ms(latency["pruned"]), faster))
     top1 = report.get("top1") or {}
     cut = "right after surgery" if report.get("rounds", 1) == 1 else f"right after the last of {report['rounds']} cuts"
     for key, when in (("after_surgery", cut), ("final", "final")):
-        if _all(top1, "dense", key):
-            change = _points(top1[key] - top1["dense"])
-            rows.append((f"test accuracy, {when}", _percent(top1["dense"], 2), _percent(top1[key], 2), change))
+        if has_numbers(top1, "dense", key):
+            change = points(top1[key] - top1["dense"])
+            rows.append((f"test accuracy, {when}", percent(top1["dense"], 2), percent(top1[key], 2), change))
     return Table(("", "dense", "pruned", "change"), rows)
 
 
@@ -128,7 +128,7 @@ def test_size(report: Mapping[str, Any]) -> str:
     images = report.get("n_test_images")
     if not images:
         return ""
-    return f"Accuracy is measured on {_plural(images, 'test image')}, so one image is {100 / images:.2g} points."
+    return f"Accuracy is measured on {plural(images, 'test image')}, so one image is {100 / images:.2g} points."
 
 
 def redundancy(structure: Mapping[str, Any]) -> Picture | Missing:
@@ -153,7 +153,7 @@ def redundancy(structure: Mapping[str, Any]) -> Picture | Missing:
         before, after = group["before"], group["after"]
         cells = [str(group["size"]), str(group["kept"])]
         cells += [f"{part['redundancy']:.2f}" for part in (before, after)]
-        cells += [_percent(100 * part["edge_density"]) for part in (before, after)]
+        cells += [percent(100 * part["edge_density"]) for part in (before, after)]
         cells += [str(part["components"]) for part in (before, after)]
         cells += [f"{part['cover_lower']} to {part['cover_upper']}" for part in (before, after)]
         rows.append((group["name"], *cells, str(group["zero_filters"])))
@@ -217,8 +217,8 @@ def training(log: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> Pic
     said = []
     for stage, part in stages.items():
         last = part[-1].get("validation_top1")
-        ends = f", validation {_percent(last, 2)} at its end" if isinstance(last, (int, float)) else ""
-        said.append(f"{stage}: {_plural(len(part), 'epoch')}{ends}")
+        ends = f", validation {percent(last, 2)} at its end" if isinstance(last, (int, float)) else ""
+        said.append(f"{stage}: {plural(len(part), 'epoch')}{ends}")
     names = ("lr", "loss", "train_top1", "validation_top1")
     forms = ("{:.4g}", "{:.4f}", "{:.2f}", "{:.2f}")
     rows = [
@@ -303,24 +303,25 @@ def _graph(graph: Mapping[str, Any], name: str) -> Picture:
         shown = "not drawn" if centre is None else str(graph["nodes"][centre])
         rows.append((str(position), shown, str(drawn[n]), str(stay[n])))
     note = f" {graph['note']}." if graph["note"] else ""
-    counts = ", ".join(_plural(graph[f"n_{noun}s"], noun) for noun in ("filter", "edge", "cover"))
+    counts = ", ".join(plural(graph[f"n_{noun}s"], noun) for noun in ("filter", "edge", "cover"))
     drawn_stay = f"{sum(graph['kept'])} of the {len(graph['kept'])} filters drawn stay"
     caption = f"{graph['name']}: {counts}; {drawn_stay}.{note}"
     table = Table(("cover", "centre (filter)", "filters", "of these kept"), rows)
     return Picture(graph_figure(graph, name), f"Filter graph of {graph['name']}", caption, table)
 
 
-def _all(values: Mapping[str, Any], *names: str) -> bool:
+def has_numbers(values: Mapping[str, Any], *names: str) -> bool:
+    """Whether these entries are there and numbers."""
     return all(isinstance(values.get(name), (int, float)) for name in names)
 
 
-def _batch(latency: Mapping[str, Any]) -> str:
+def name_batch(latency: Mapping[str, Any]) -> str:
     """Name the batch, and what it ran on."""
-    images = _plural(latency["batch_size"], "image") if latency.get("batch_size") else "one batch"
+    images = plural(latency["batch_size"], "image") if latency.get("batch_size") else "one batch"
     device = latency.get("device")
     where = {"cpu": " on the CPU", "cuda": " on the GPU", None: ""}.get(device, f" on {device}")
     threads = latency.get("threads") if device == "cpu" else None
-    return f"{images}{where}" + (f" ({_plural(threads, 'thread')})" if threads else "")
+    return f"{images}{where}" + (f" ({plural(threads, 'thread')})" if threads else "")
 
 
 def _times(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -335,17 +336,21 @@ def _gamma(value: float | None) -> str:
     return "never" if value is None else f"{value:.4g}"
 
 
-def _ms(value: float) -> str:
+def ms(value: float) -> str:
+    """Write a time."""
     return f"{value:.3g} ms" if value < 100 else f"{value:,.0f} ms"
 
 
-def _percent(value: float, digits: int = 1) -> str:
+def percent(value: float, digits: int = 1) -> str:
+    """Write a percentage."""
     return f"{value:.{digits}f} %"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Write a number of things."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _points(change: float) -> str:
+def points(change: float) -> str:
+    """Write a difference of percentages."""
     return f"{change:+.2f} points".replace("-", "\N{MINUS SIGN}")

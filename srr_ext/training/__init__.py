@@ -13,24 +13,30 @@ from srr_ext.training.config import Optimizer, Precision, Schedule, SparseConfig
 from srr_ext.training.devices import Device, make_accelerator, resolve_precision
 from srr_ext.training.evaluation import evaluate, evaluate_topk
 from srr_ext.training.initialisation import reinitialise
-from srr_ext.training.loop import AfterStep, Log, train
+from srr_ext.training.loop import AfterStep, Log, WeightMasks, train
 from srr_ext.training.losses import distillation_loss, training_loss
 from srr_ext.training.penalties import BatchNormL1, GroupLasso, ProximalPenalty, make_penalty
 from srr_ext.training.recalibration import recalibrate_batch_norm
 from srr_ext.training.schedules import learning_rate_factor, make_optimizer
+from srr_ext.training.snapshots import Snapshots
+from srr_ext.training.state import Keeper, Stateful
 
 __all__ = [
     "AfterStep",
     "BatchNormL1",
     "Device",
     "GroupLasso",
+    "Keeper",
     "Log",
     "Optimizer",
     "Precision",
     "ProximalPenalty",
     "Schedule",
+    "Snapshots",
     "SparseConfig",
+    "Stateful",
     "TrainConfig",
+    "WeightMasks",
     "averaged_model",
     "averaging_decay",
     "distillation_loss",

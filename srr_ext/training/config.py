@@ -10,7 +10,7 @@ from typing import Literal, get_args
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Penalty = Literal["none", "group_lasso", "bn_l1"]
+Penalty = Literal["none", "group_lasso", "bn_l1", "l1"]
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SparseConfig(TrainConfig):
-    """How to train under a penalty that makes whole channels zero. The fields are also flags of the commands.
+    """How to train under a penalty that makes channels or weights zero. The fields are also flags of the commands.
 
     Attributes
     ----------
-    penalty : {"none", "group_lasso", "bn_l1"}
+    penalty : {"none", "group_lasso", "bn_l1", "l1"}
         Of the Euclidean norms of channels with all that hangs on them, of the absolute values of the scales of batch
-        normalisation (network slimming), or no such training at all.
+        normalisation (network slimming), of the absolute values of single weights, or no such training at all.
     strength : float
         Weight of the penalty beside the loss. A norm loses at most strength times the sum of the learning rates of all
         steps, so that short trainings need strengths far above those of the literature, from 1e-4 on.

@@ -6,14 +6,16 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from srr_ext.data import Batches, ImageData
+from srr_ext.data import ImageData
 from srr_ext.progress import Progress, Step, silent
 from srr_ext.training.averaging import averaged_model, take_average
 from srr_ext.training.config import TrainConfig
@@ -22,12 +24,25 @@ from srr_ext.training.evaluation import EVAL_BATCH, accuracy_on, check_scores, p
 from srr_ext.training.lending import in_mode, lent_to, seeded
 from srr_ext.training.losses import training_loss
 from srr_ext.training.schedules import learning_rate_factor, make_optimizer
+from srr_ext.training.state import Keeper, Stateful, restore, state_of
 
 if TYPE_CHECKING:  # it takes a second, and most users of the package do not train
     from accelerate import Accelerator
 
 Log = Callable[[dict[str, Any]], None]
 AfterStep = Callable[[float], None]
+
+
+class WeightMasks(Protocol):
+    """What keeps some weights at zero while a network is trained."""
+
+    def apply(self, model: nn.Module, /) -> None:
+        """Make the masked weights of a network zero, in place."""
+        ...
+
+    def apply_to_gradients(self, model: nn.Module, /) -> None:
+        """Make their gradients zero, where there are some, in place."""
+        ...
 
 
 def train(
@@ -42,6 +57,10 @@ def train(
     log: Log | None = None,
     teacher: nn.Module | None = None,
     after_step: AfterStep | None = None,
+    masks: WeightMasks | None = None,
+    begin: int = 0,
+    keeper: Keeper | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
 ) -> list[dict[str, Any]]:
     """Train a classifier in place; the weights of the last epoch stay (none is picked by its accuracy).
 
@@ -69,21 +88,34 @@ def train(
         gradients, and is left as it was.
     after_step : callable, optional
         Called after every step of the optimiser with the learning rate of that step; may change the weights in place,
-        as a proximal step or a mask does.
+        as a proximal step does.
+    masks : WeightMasks, optional
+        Which weights are zero and stay so: their gradients are made zero before these are clipped and used, the weights
+        themselves after every step and ``after_step``, those of the average after each of its updates. So neither
+        momentum nor weight decay nor the average can move them, and masks may grow on the way.
+    begin : int, default 0
+        Step of the recipe to begin with, as after rewinding: the learning rates, and the order and augmentation of the
+        images, are those of the steps from there on of a whole training with the same seed. Momentum starts anew.
+    keeper : Keeper, optional
+        Gets the state after every epoch but the last; if it has one, the training goes on from there, and ends with the
+        same weights, bit for bit on a CPU with as many threads.
+    stateful : mapping of str to Stateful, optional
+        What else changes with the steps, ``masks`` or ``after_step`` say, by names for the state.
 
     Returns
     -------
     list of dict
-        One per epoch: ``stage``, ``epoch`` from 1, ``lr`` at its end, mean ``loss``, ``train_top1`` and
-        ``validation_top1`` in percent (None without validation images). The training accuracy is that of the scores
-        that were trained on, so of augmented images and changing weights.
+        One per epoch that was trained now: ``stage``, ``epoch`` of the recipe from 1, ``lr`` at its end, mean ``loss``,
+        ``train_top1`` and ``validation_top1`` in percent (None without validation images). The training accuracy is
+        that of the scores that were trained on, so of augmented images and changing weights.
 
     Raises
     ------
     ValueError
         A GPU was asked for where there is none, the device does not have the precision, there are no training images,
-        ``distill`` without a teacher of the same classes, ``compile`` without a compiler, a model without parameters
-        to train, or one that does not score every class.
+        ``begin`` outside the recipe, a saved state of another training, ``distill`` without a teacher of the same
+        classes, ``compile`` without a compiler, a model without parameters to train, or one that does not score every
+        class.
     TypeError
         The model gives something else than scores, in training mode say.
     FloatingPointError
@@ -108,13 +140,19 @@ def train(
         if config.distill and teacher is not None:
             stack.enter_context(in_mode(teacher, training=False))
             stack.enter_context(lent_to(accelerator.device, teacher))
-        loop = _Loop(
-            model, config, accelerator, precision, config.epochs * len(batches), teacher, len(data.classes), after_step
-        )
+        steps = config.epochs * len(batches)
+        if not 0 <= begin <= steps:
+            raise ValueError(f"begin must be a step of the recipe, in [0, {steps}], but is {begin}")
+        loop = _Loop(model, config, accelerator, precision, steps, teacher, len(data.classes), after_step, masks)
         stack.callback(loop.close)
-        step = stack.enter_context((progress or silent()).stage(stage, loop.steps))
-        for epoch in range(1, config.epochs + 1):
-            loss, top1 = loop.epoch(batches, step)
+        loop.done, others = begin, stateful or {}
+        if keeper is not None and (saved := keeper.load()) is not None:
+            loop.done = restore(saved, *loop.parts, others)
+        step = stack.enter_context((progress or silent()).stage(stage, loop.steps - loop.done))
+        batches.epoch, taken = divmod(loop.done, len(batches))
+        for epoch in range(batches.epoch + 1, config.epochs + 1):
+            loss, top1 = loop.epoch(islice(batches, taken, None), step)
+            taken = 0
             if not math.isfinite(loss):
                 raise FloatingPointError(f"{stage}: the loss is {loss} in epoch {epoch}; use a smaller learning rate")
             if not loop.is_finite():  # the last step counts, too, of which no loss tells
@@ -129,6 +167,8 @@ def train(
                 log(record)
             shown = f"training {top1:.2f} %" if validation is None else f"validation {validation:.2f} %"
             step(0, f"epoch {epoch}/{config.epochs}, {shown}")
+            if keeper is not None and epoch < config.epochs:
+                keeper.save(state_of(*loop.parts, others, loop.done))
         if loop.averaged is not None and history:
             take_average(model, loop.averaged)
     return history
@@ -159,8 +199,9 @@ class _Loop:
         teacher: nn.Module | None,
         n_classes: int,
         after_step: AfterStep | None,
+        masks: WeightMasks | None,
     ) -> None:
-        self.n_classes, self.after_step = n_classes, after_step
+        self.n_classes, self.after_step, self.masks = n_classes, after_step, masks
         self.model, self.config, self.accelerator, self.steps, self.done = model, config, accelerator, steps, 0
         self.teacher = teacher if config.distill else None
         self.autocast = autocast(precision, accelerator.device)
@@ -168,6 +209,9 @@ class _Loop:
         self.averaged = averaged_model(model, config.ema) if config.ema else None
         self.result = model if self.averaged is None else self.averaged.module
         self.optimizer = make_optimizer(config, model.parameters())
+        if masks is not None:
+            for network in self.networks:
+                masks.apply(network)
         # accelerate prepares the network (for several processes) and knows the optimiser, but the optimiser takes its
         # steps itself: accelerate's wrapper looks on the disk for a module in every one of them, which takes 5 % of
         # the time of a small network, and its backward divides the loss by a number that the environment may set.
@@ -179,7 +223,19 @@ class _Loop:
     def lr(self) -> float:
         return self.config.lr * learning_rate_factor(self.config, self.done, self.steps)
 
-    def epoch(self, batches: Batches, show: Step) -> tuple[float, float]:
+    @property
+    def parts(
+        self,
+    ) -> tuple[nn.Module, torch.optim.Optimizer, AveragedModel | None, torch.amp.GradScaler | None]:
+        """What has a state that goes on from epoch to epoch."""
+        return self.model, self.optimizer, self.averaged, self.scaler
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The network that is trained and, if there is one, the average."""
+        return (self.model,) if self.averaged is None else (self.model, self.result)
+
+    def epoch(self, batches: Iterable[tuple[Tensor, Tensor]], show: Step) -> tuple[float, float]:
         """Take one step per batch; return the mean loss and the accuracy in percent."""
         from torchmetrics.classification import MulticlassAccuracy
 
@@ -218,6 +274,8 @@ class _Loop:
         loss = training_loss(self.config, scores, labels, self._taught(images))
         self.optimizer.zero_grad()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.masks is not None:
+            self.masks.apply_to_gradients(self.model)
         if self.config.clip_norm:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -229,9 +287,13 @@ class _Loop:
             self.scaler.update()
         if self.after_step is not None:
             self.after_step(self.lr)
+        if self.masks is not None:
+            self.masks.apply(self.model)
         self.done += 1
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
+            if self.masks is not None:
+                self.masks.apply(self.result)
         return loss.detach(), scores.detach()
 
     @torch.no_grad()

@@ -1,10 +1,10 @@
-"""Penalties under which whole channels become zero while a network is trained."""
+"""Penalties under which whole channels, or single weights, become zero while a network is trained."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,15 @@ from srr_ext.transfers import to_host
 
 
 class ProximalPenalty(Protocol):
-    """A term of the loss that is minimised by a step of its own, after each step of the optimiser."""
+    """A term of the loss that is minimised by a step of its own, after each step of the optimiser.
+
+    Attributes
+    ----------
+    noun : str
+        What `zeros` counts, in the plural: ``"channels"`` or ``"weights"``.
+    """
+
+    noun: ClassVar[str]
 
     def step(self, lr: float) -> None:
         """Take the proximal step that follows a step of the optimiser with this learning rate, in place."""
@@ -29,12 +37,17 @@ class ProximalPenalty(Protocol):
         """Return what the penalty adds to the loss at present, its strength included."""
         ...
 
-    def zero_vertices(self) -> dict[str, int]:
-        """Count the vertices of each group, by name, that are exactly zero."""
+    def zeros(self) -> dict[str, tuple[int, int]]:
+        """Count what is exactly zero, and out of how many, in each group or parameter under the penalty, by name."""
         ...
 
+    def report(self) -> str:
+        """Return one line that says how much is zero, of all that is under the penalty."""
+        zero, of = (sum(counts) for counts in zip(*self.zeros().values(), strict=True))
+        return f"{zero} of {of} {self.noun} under the penalty are zero"
 
-class GroupLasso:
+
+class GroupLasso(ProximalPenalty):
     r"""Euclidean norms of vertices with all the weights that go with them.
 
     Parameters
@@ -87,6 +100,8 @@ class GroupLasso:
     Society B 68, 2006 (which weighs a group by the root of its size; this one does not).
     """
 
+    noun: ClassVar[str] = "channels"
+
     def __init__(self, groups: Sequence[ChannelGroup], model: nn.Module, strength: float) -> None:
         self.strength = strength
         self._coupled = []
@@ -112,6 +127,11 @@ class GroupLasso:
         """Return the strength times the sum of all norms."""
         return self.strength * sum(float(norms.sum()) for norms in self._norms())
 
+    def zeros(self) -> dict[str, tuple[int, int]]:
+        """Count the vertices of each group that are zero, and all; see `ProximalPenalty`."""
+        zero = self.zero_vertices()
+        return {c.group.name: (zero[c.group.name], c.group.size) for c in self._coupled}
+
     def zero_vertices(self) -> dict[str, int]:
         """Count the vertices of each group all of whose weights are zero."""
         return {c.group.name: int((n == 0).sum()) for c, n in zip(self._coupled, self._norms(), strict=True)}
@@ -120,7 +140,7 @@ class GroupLasso:
         return to_host(*(coupled.norms(torch.float64) for coupled in self._coupled))
 
 
-class BatchNormL1:
+class BatchNormL1(ProximalPenalty):
     r"""Absolute values of the scales of the normalisations that follow prunable channels: network slimming.
 
     Parameters
@@ -159,6 +179,8 @@ class BatchNormL1:
     arXiv 1708.06519.
     """
 
+    noun: ClassVar[str] = "channels"
+
     def __init__(self, groups: Sequence[ChannelGroup], model: nn.Module, strength: float) -> None:
         self.strength = strength
         self._groups = []
@@ -181,6 +203,11 @@ class BatchNormL1:
         """Return the strength times the sum of the absolute values."""
         return self.strength * sum(float(s.own().double().abs().sum()) for _, scales in self._groups for s in scales)
 
+    def zeros(self) -> dict[str, tuple[int, int]]:
+        """Count the vertices of each group that are zero, and all; see `ProximalPenalty`."""
+        zero = self.zero_vertices()
+        return {group.name: (zero[group.name], group.size) for group, _ in self._groups}
+
     def zero_vertices(self) -> dict[str, int]:
         """Count the vertices of each group all of whose scales are zero."""
         counts = {}
@@ -191,6 +218,86 @@ class BatchNormL1:
                 alive[scale.vertex[scale.own().cpu().numpy() != 0]] = True
             counts[group.name] = int((scaled & ~alive).sum())
         return counts
+
+
+class WeightL1(ProximalPenalty):
+    r"""Absolute values of single weights.
+
+    Parameters
+    ----------
+    tensors : mapping of str to nn.Parameter
+        The parameters whose weights may become zero, each under one name; see `srr_ext.sparsity.prunable`. The model
+        that they belong to may be moved to another device at any time.
+    strength : float
+        Weight of the penalty, :math:`\lambda`.
+
+    Raises
+    ------
+    ValueError
+        If no parameter is left.
+
+    Warns
+    -----
+    UserWarning
+        If a parameter is not trained: it is left out.
+
+    Notes
+    -----
+    The penalty is :math:`\lambda \sum |w|`; a step, with the learning rate :math:`\eta` of the optimiser's,
+
+    .. math:: w \leftarrow \operatorname{sign}(w) \max(0, |w| - \eta \lambda)
+
+    It is the closed form of
+
+    .. math:: \arg\min_x \tfrac{1}{2} \lVert x - w \rVert_2^2 + \eta \lambda \lVert x \rVert_1
+
+    and makes weights exactly zero; a sub-gradient in the loss would leave them near zero. With adamw the step is the
+    same, that is, not scaled by its running mean of squared gradients (ours).
+
+    A weight at zero comes back when the optimiser moves it by more than the threshold. In all, a weight loses
+    :math:`\lambda \sum_t \eta_t` at most, so the strength is to be chosen by that and the size of usual weights.
+
+    References
+    ----------
+    Tibshirani. Regression shrinkage and selection via the lasso. Journal of the Royal Statistical Society B 58, 1996.
+
+    Parikh, Boyd. Proximal algorithms. Foundations and Trends in Optimization 1, 2014.
+    """
+
+    noun: ClassVar[str] = "weights"
+
+    def __init__(self, tensors: Mapping[str, nn.Parameter], strength: float) -> None:
+        self.strength = strength
+        self._tensors: dict[str, nn.Parameter] = {}
+        for name, parameter in tensors.items():
+            if parameter.requires_grad:
+                self._tensors[name] = parameter
+            else:
+                warnings.warn(f"penalty l1 leaves out {name}: it is not trained", UserWarning, stacklevel=3)
+        if not self._tensors:
+            raise ValueError("penalty l1 has no weights to make zero: none is prunable and trained; unfreeze some")
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Take the proximal step of every weight; see `ProximalPenalty`."""
+        threshold = lr * self.strength
+        if threshold == 0:
+            return  # which would make +0 of a -0
+        for parameter in self._tensors.values():
+            parameter.copy_(softshrink(parameter, threshold))
+
+    def value(self) -> float:
+        """Return the strength times the sum of the absolute values."""
+        sums = to_host(*(parameter.detach().abs().sum(dtype=torch.float64) for parameter in self._tensors.values()))
+        return self.strength * sum(float(total) for total in sums)
+
+    def zeros(self) -> dict[str, tuple[int, int]]:
+        """Count the weights of each parameter that are zero, and all; see `ProximalPenalty`."""
+        counts = to_host(*((parameter.detach() == 0).sum() for parameter in self._tensors.values()))
+        return {
+            name: (int(count), parameter.numel())
+            for (name, parameter), count in zip(self._tensors.items(), counts, strict=True)
+        }
 
 
 class _Scales:
@@ -234,7 +341,12 @@ def _require(penalty: str, penalised: Sequence[object]) -> None:
         )
 
 
-def make_penalty(config: SparseConfig, groups: Sequence[ChannelGroup], model: nn.Module) -> ProximalPenalty:
+def make_penalty(
+    config: SparseConfig,
+    groups: Sequence[ChannelGroup],
+    model: nn.Module,
+    tensors: Mapping[str, nn.Parameter] | None = None,
+) -> ProximalPenalty:
     """Make the penalty that the settings name.
 
     Parameters
@@ -242,20 +354,27 @@ def make_penalty(config: SparseConfig, groups: Sequence[ChannelGroup], model: nn
     config : SparseConfig
         Its ``penalty`` and ``strength`` count.
     groups : sequence of ChannelGroup
-        The groups whose vertices may become zero, see `srr_ext.graph.select_groups`.
+        The groups whose vertices may become zero, see `srr_ext.graph.select_groups`; l1 does not look at them.
     model : nn.Module
         The model that is trained. Give the penalty's ``step`` to `train` as ``after_step``.
+    tensors : mapping of str to nn.Parameter, optional
+        The parameters of the model whose weights may become zero, see `srr_ext.sparsity.prunable`. l1 needs them.
 
     Returns
     -------
-    GroupLasso or BatchNormL1
+    GroupLasso, BatchNormL1 or WeightL1
 
     Raises
     ------
     ValueError
-        If no penalty is named, there is nothing that it could make zero, or an average of the weights is asked for: it
-        is zero only where they always were.
+        If no penalty is named, there is nothing that it could make zero, or l1 has no ``tensors``.
     """
     if config.penalty == "none":
-        raise ValueError("penalty is none: name group_lasso or bn_l1")
-    return (GroupLasso if config.penalty == "group_lasso" else BatchNormL1)(groups, model, config.strength)
+        raise ValueError("penalty is none: name group_lasso, bn_l1 or l1")
+    if config.penalty == "group_lasso":
+        return GroupLasso(groups, model, config.strength)
+    if config.penalty == "bn_l1":
+        return BatchNormL1(groups, model, config.strength)
+    if tensors is None:
+        raise ValueError("tensors: penalty l1 needs the weights it may make zero; pass srr_ext.sparsity.prunable(...)")
+    return WeightL1(tensors, config.strength)

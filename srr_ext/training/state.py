@@ -1,0 +1,135 @@
+"""All that a training needs to go on from the end of an epoch as if it had never been stopped, as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class Keeper(Protocol):
+    """Where a training leaves what it needs to go on, and finds it again."""
+
+    def load(self) -> Mapping[str, Tensor] | None:
+        """Return what was saved last; None for a training that begins."""
+        ...
+
+    def save(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Save the state after an epoch: all of it, or, if this is stopped on the way, the one before stays."""
+        ...
+
+
+class Stateful(Protocol):
+    """What changes beside the network while it is trained: masks that grow, say."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return it as tensors."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Take it back."""
+        ...
+
+
+def state_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+    scaler: torch.amp.GradScaler | None,
+    others: Mapping[str, Stateful],
+    done: int,
+) -> dict[str, Tensor]:
+    """Return the state of a training as tensors, on whatever device they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that is trained.
+    optimizer : torch.optim.Optimizer
+        Its optimiser; its state must be tensors and numbers.
+    averaged : AveragedModel, optional
+        The moving average of the weights.
+    scaler : GradScaler, optional
+        Of the loss in fp16.
+    others : mapping of str to Stateful
+        What else changes.
+    done : int
+        Steps of the recipe that are done.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Also the random state of the CPU and of every GPU.
+    """
+    tensors = {"done": torch.tensor(done), "random:cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_initialized():
+        tensors |= {f"random:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    tensors |= _named("model", model.state_dict())
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer:{index}:{name}": torch.as_tensor(value) for name, value in entry.items()}
+    if averaged is not None:
+        tensors |= _named("average", averaged.state_dict())
+    if scaler is not None:
+        tensors |= _named("scaler", {name: torch.tensor(value) for name, value in scaler.state_dict().items()})
+    for key, other in others.items():
+        tensors |= _named(key, other.state())
+    return tensors
+
+
+@torch.no_grad()
+def restore(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+    scaler: torch.amp.GradScaler | None,
+    others: Mapping[str, Stateful],
+) -> int:
+    """Take back what `state_of` returned; return the steps that are done.
+
+    Raises
+    ------
+    ValueError
+        The state is of another training.
+    """
+    try:
+        model.load_state_dict(_part(tensors, "model"))
+        if averaged is not None:
+            averaged.load_state_dict(_part(tensors, "average"))
+        if scaler is not None:
+            scaler.load_state_dict({name: value.item() for name, value in _part(tensors, "scaler").items()})
+        for key, other in others.items():
+            other.restore(_part(tensors, key))
+        _restore_optimizer(optimizer, _part(tensors, "optimizer"))
+        torch.random.set_rng_state(tensors["random:cpu"])
+        gpus = _part(tensors, "random")
+        gpus.pop("cpu")
+        if gpus:
+            torch.cuda.set_rng_state_all([gpus[str(index)] for index in range(len(gpus))])
+        return int(tensors["done"])
+    except (KeyError, RuntimeError, IndexError) as error:
+        raise ValueError(f"the saved state is of another training ({str(error).splitlines()[0]})") from error
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    entries: dict[int, dict[str, Any]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(":")
+        like = parameters[int(index)]
+        if tensor.shape == like.shape:  # in the memory format in which the optimiser would make it
+            tensor = torch.empty_like(like).copy_(tensor)
+        entries.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}:{name}": tensor for name, tensor in tensors.items()}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}:"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
