@@ -1,6 +1,7 @@
 # make prune   train, prune and fine-tune the embedded example        make test   all tests
 # make install the environment alone       make lint   style and types       make bench  benchmarks       make docs  site/
 # make sanitize  the C++ tests under ThreadSanitizer, then AddressSanitizer and UBSan
+# make fuzz      readers of files, run folders and settings against random bad input; EXAMPLES=20000 takes an hour
 # make gpu-check  on a machine with a GPU: build, tests, compute-sanitizer and benchmarks, within ten minutes
 #
 # Each target does all set-up it needs, and only once: the environment again when requirements.lock changes, the native
@@ -21,7 +22,7 @@ CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 # A machine for gpu-check may have torch and nvcc, but no network to make an environment from.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install prune test pytest ctest sanitize lint bench gpu-check docs clean
+.PHONY: install prune test pytest ctest sanitize fuzz lint bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -59,6 +60,11 @@ sanitize: $(LOCKED)
 		$(BIN)/cmake --build build/$$kind && \
 		$(BIN)/ctest --test-dir build/$$kind --output-on-failure --parallel 2 || exit 1; \
 	done
+
+# A failure prints the example; an @example of it then belongs into the test.
+fuzz: $(BUILT)
+	SRR_FUZZ=$(or $(EXAMPLES),2000) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal \
+		python_tests/test_fuzz_readers.py python_tests/test_fuzz_folders.py $(ARGS)
 
 lint: $(LOCKED)
 	$(BIN)/ruff check .

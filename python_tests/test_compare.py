@@ -72,7 +72,7 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_result(whole: Path, tmp
     process.communicate()
     kept = {name: (folder / "cells" / name / "report.json").stat().st_mtime_ns for name in finished(folder)}
     assert len(kept) == 1 and list((folder / "cells").glob(".*.partial")), "nothing was interrupted"
-    assert main(["compare", *grid, "--jobs", "1", "--output", str(folder)]) == 0
+    assert main(["compare", "--resume", str(folder)]) == 0
     assert len(finished(folder)) == 2 and not list((folder / "cells").glob(".*"))
     assert all((folder / "cells" / name / "report.json").stat().st_mtime_ns == time for name, time in kept.items())
     assert findings(folder) == findings(whole)
@@ -81,6 +81,15 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_result(whole: Path, tmp
             paths = [place / "cells" / name / file for place in (folder, whole)]
             assert paths[0].read_bytes() == paths[1].read_bytes(), paths
     assert (folder / "comparison.csv").read_bytes() == (whole / "comparison.csv").read_bytes()
+
+
+def test_only_a_comparison_can_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its own settings alone."""
+    for flags, line in {
+        ("--resume", str(tmp_path)): f"--resume: {tmp_path} holds no comparison to go on with",
+        ("--resume", str(tmp_path), "--keep", "0.4"): "--resume: goes alone: the settings are those of the comparison",
+    }.items():
+        assert main(["compare", *flags]) == 2 and line in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -86,6 +86,15 @@ def test_new_weights_under_either_name_prove_nothing_beside_given_ones(tmp_path:
     assert not any("trained from scratch (" in line for line in warnings(comparison))
 
 
+def test_the_masks_of_rounds_have_no_control_with_new_weights(tmp_path: Path) -> None:
+    """New weights are trained under those of one shot, and the page says so."""
+    add_config(tmp_path, ("ticket", "new"))
+    add_rows(tmp_path, "ticket", 10.0, 95.0, settings={"schedule": "iterative"})
+    assert not any("masks of one shot" in line for line in warnings(results.load(tmp_path)))
+    add_rows(tmp_path, "new", 10.0, 80.0, settings={"retrain": "reinit"})
+    assert any("what those of ticket are worth" in line for line in warnings(results.load(tmp_path)))
+
+
 def test_the_page_speaks_of_what_was_removed(tmp_path: Path) -> None:
     """Channels, weights or both; that zeros are no faster is said where there are weights."""
     faster = "take as long as other numbers"
@@ -101,7 +110,10 @@ def test_the_page_speaks_of_what_was_removed(tmp_path: Path) -> None:
         assert comparison.what_goes == name
         page.write(folder)
         html = (folder / "report.html").read_text()
-        assert (faster in html) == ("weights" in name) and f"does the choice of {name} matter?" in html
+        assert (faster in html) == ("weights" in name)
+        for kind in name.split(" or "):  # a control of the one says nothing of the other
+            suffix = f", of {kind}" if len(kinds) == 2 else ""
+            assert f"random selection (does the choice of {kind} matter?){suffix}" in html
         assert sections.results(comparison, 0.5).heads[4:6].count("after surgery, %") == (name == "channels")
 
 

@@ -25,7 +25,16 @@ from srr_ext import models
 from srr_ext.__main__ import COMMANDS, main
 from srr_ext.channels import analyze_channels
 from srr_ext.cli.parsing import as_dict, parse
-from srr_ext.config import AnalyzeConfig, CompareConfig, EvaluateConfig, PruneConfig, SparsifyConfig, TrainRunConfig
+from srr_ext.config import (
+    AnalyzeConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PruneConfig,
+    SparsifyConfig,
+    TrainRunConfig,
+)
+from srr_ext.export import with_flag
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,6 +44,7 @@ CONFIGS: dict[str, Any] = {
     "train": TrainRunConfig,
     "analyze": AnalyzeConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "compare": CompareConfig,
     "sparsify": SparsifyConfig,
 }
@@ -161,8 +171,9 @@ class _Printed(Exception):
 
 def _parse(arguments: list[str]) -> None:
     assert arguments[0] in COMMANDS and COMMANDS.keys() == CONFIGS.keys()
+    name, *flags = arguments
     try:
-        parse(CONFIGS[arguments[0]], arguments[1:], f"srr {arguments[0]}")
+        parse(CONFIGS[name], with_flag(flags) if name == "export" else flags, f"srr {name}")
     except SystemExit as left:
         if left.code:
             raise

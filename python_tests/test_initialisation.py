@@ -14,6 +14,7 @@ from training_data import random_data, small_net, vector
 
 from srr_ext import apply_plan, make_plan, models
 from srr_ext.training import TrainConfig, reinitialise, train
+from srr_ext.training.initialisation import _own_stream
 
 
 def test_new_weights_are_those_of_the_same_layers_made_anew() -> None:
@@ -29,7 +30,7 @@ def test_new_weights_are_those_of_the_same_layers_made_anew() -> None:
         (fresh[1].running_mean == 0).all() and (fresh[1].running_var == 1).all() and fresh[1].num_batches_tracked == 0
     )
     assert (fresh[1].weight == 1).all() and (fresh[1].bias == 0).all()
-    torch.manual_seed(3)
+    torch.manual_seed(_own_stream(3))
     linear, second, first = nn.Linear(16, 7), nn.Conv2d(6, 4, 1), nn.Conv2d(2, 6, 3, bias=False)  # the last layer first
     for made, like in ((fresh[7], linear), (fresh[3], second), (fresh[0], first)):
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), like.parameters(), strict=True))
@@ -104,3 +105,15 @@ def test_computed_weights_are_refused() -> None:
     old(torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"does not draw its weight_g"):
         reinitialise(nn.Sequential(old))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet56", "cifar_vgg16_bn", "digits_cnn", "lenet5", "alexnet_small"])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_new_weights_are_not_those_that_the_network_was_made_with(name: str, seed: int) -> None:
+    """Also of networks that reset themselves in the way in which they were made, from the same seed."""
+    torch.manual_seed(seed)
+    model = models.create(name, num_classes=10)
+    fresh = reinitialise(model, seed)
+    for key, weight in model.named_parameters():
+        if weight.ndim > 1:
+            assert (weight == fresh.get_parameter(key)).float().mean() < 1e-3, key  # some are, of millions

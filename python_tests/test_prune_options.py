@@ -236,8 +236,11 @@ def test_what_only_sparse_training_finds_out_is_refused(weights: str, capsys: py
     penalty = ["--sparse.penalty", "group_lasso", "--sparse.epochs", "0"]
     line = refused(capsys, "prune", *common, *penalty, "--sparse.ema", "0.9")
     assert "ema" in line and "must be 0 with penalty group_lasso" in line
-    line = refused(capsys, "prune", *common, *penalty, "--allocator", "zero_groups", "--selector", "group_norm")
+    zeros = ["--allocator", "zero_groups", "--selector", "group_norm", "--output", "run"]
+    assert main(["prune", *common, *penalty, *zeros]) == 2
+    line = capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
     assert line.startswith("--keep-macs: ") and "0 of 288 vertices have importance 0" in line and "strength" in line
+    assert "srr prune --resume run goes on" in line  # the sparse training is finished, and stays
 
 
 def test_own_names() -> None:

@@ -485,3 +485,13 @@ def test_hostile_names_do_nothing(browser: Any, pages: dict[str, Path]) -> None:
     shown = page.locator("#pins code").first.inner_text()
     assert shown == HOSTILE[0]
     page.close()
+
+
+@pytest.mark.parametrize("top", [0.00123, 0.0178, 0.0199, 0.9, 12.3, 250.0])
+def test_short_times_have_few_labels(top: float) -> None:
+    """Which are long, and side by side on one axis."""
+    layers = [{"name": f"l{i}", "kind": "conv", "macs": [9000 * (i + 1), 5000 * (i + 1)]} for i in range(5)]
+    times = [{"name": f"l{i}", "kind": "Conv2d", "dense_ms": top * (i + 1) / 5, "pruned_ms": 0.0} for i in range(5)]
+    drawn = cost_figure({"layers": layers, "latency": times})
+    labels = re.findall(r">([\d.]+)</text>", drawn.split("milliseconds per batch")[0].split("MACs for the example")[1])
+    assert 2 <= len(labels) <= 6 and len(set(labels)) == len(labels)

@@ -33,8 +33,11 @@ def test_the_names_are_the_table_of_the_module() -> None:
     }
     assert found["finetune"].recipe == TUNE and found["finetune"].group == "fine_tune"
     assert found["lr-rewind"].recipe == found["weight-rewind"].recipe == DENSE
-    assert found["scratch"].recipe == replace(DENSE, epochs=8)
-    assert retraining("scratch", DENSE, TUNE, sparse_epochs=3).recipe.epochs == 11
+    scratch = found["scratch"].recipe
+    assert scratch == replace(DENSE, epochs=8, milestones=scratch.milestones)
+    assert scratch.milestones == pytest.approx((4, 20 / 3))
+    longer = retraining("scratch", DENSE, TUNE, sparse_epochs=6).recipe
+    assert longer.epochs == 14 and longer.milestones == pytest.approx((7, 35 / 3))
     assert {str(what.begin) for what in found.values()} == {"0ep", "4ep"}
     assert [found[name].epochs(10) for name in found] == [2, 2, 2, 8]
     assert retraining("weight-rewind", DENSE, TUNE, rewind_to="5it").epochs(10) == 5.5

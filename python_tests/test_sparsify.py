@@ -210,7 +210,13 @@ REFUSED = {
     "--rewind-to 3ep": "--rewind-to: goes with --retrain lr-rewind or weight-rewind, but that is finetune",
     "--retrain lr-rewind --rewind-to soon": "--rewind-to: must be epochs or steps, as in 3ep, 0.5ep or 500it",
     "--retrain lr-rewind --rewind-to 21ep": "--rewind-to: must be within the 20 epochs",
-    "--retrain weight-rewind --rewind-to 9999it": "there is no moment 9999it in a training of 360 steps",
+    "--retrain weight-rewind --rewind-to 9999it": "--rewind-to: there is no moment 9999it in a training of 360 steps",
+    "--retrain lr-rewind --rewind-to 9999it": "--rewind-to: there is no moment 9999it in a training of 360 steps",
+    "--schedule gradual --epochs 0": "--schedule: begin must be a step before the last of the recipe",
+    "--schedule gradual --epochs 2": "--gradual.every: is 20, so that of 36 steps weights go after 1; lower it",
+    "--rate 0.5": "--rate: goes with --schedule iterative, but that is one-shot",
+    "--gradual.every 7": "--gradual: goes with --schedule gradual, but that is one-shot",
+    "--scope 2:5": "--scope: 2:5 divides the inputs of no layer",
     "--retrain lr-rewind --epochs 21": "--rewind-to: must be given: 21 epochs after pruning",
     "--rewind-weights x": "--rewind-weights: goes with --retrain weight-rewind",
     "--gradual.begin 2": "--gradual.begin: must be",
@@ -226,6 +232,13 @@ def test_what_cannot_be_is_refused_before_any_work(
     """In one line that names the flag, without a folder left behind."""
     monkeypatch.chdir(tmp_path)
     assert refused(capsys, "sparsify", *flags.split()).startswith(REFUSED[flags])
+
+
+def test_masks_have_to_be_of_weights(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not of a normalisation, say."""
+    Masks({"stage1.1.weight": torch.arange(24) > 3}).save("other.safetensors")
+    line = refused(capsys, "sparsify", "--weights", weights, "--masks", "other.safetensors")
+    assert line == "--masks: other.safetensors masks stage1.1.weight, of which no single weights go"
 
 
 def test_rewinding_needs_weights_to_rewind_to(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,6 +338,35 @@ def test_only_a_run_that_was_stopped_can_go_on(whole: Path, tmp_path: Path, caps
     (other / "checkpoint" / "round-3.safetensors").write_bytes(b"damaged")
     assert main(["sparsify", "--resume", str(other)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_an_error_after_some_rounds_leaves_them(
+    weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, say: the line says how to go on, which takes the same files, and only where they are."""
+    flags = ["--weights", "dense.safetensors", "--epochs", "1", "--schedule", "iterative", "--rate", "0.5"]
+    shutil.copy(weights, "dense.safetensors")
+    write_json = checkpoints.write_json
+
+    def full(path: Path, value: Any) -> None:
+        if path.name == "reached.json" and value["number"] == 2:
+            raise OSError(28, "No space left on device")
+        write_json(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_json", full)
+        assert main(["sparsify", *flags, "--output", "run"]) == 2
+    assert "No space left on device" in capsys.readouterr().err and Path("run/checkpoint/round-1.safetensors").is_file()
+    before = Path("dense.safetensors").read_bytes()
+    Path("dense.safetensors").write_bytes(Path(weights).with_name("dense-0ep.safetensors").read_bytes())
+    assert main(["sparsify", "--resume", "run"]) == 2
+    assert "dense.safetensors has changed since the run was begun" in capsys.readouterr().err
+    Path("dense.safetensors").unlink()
+    assert main(["sparsify", "--resume", "run"]) == 2
+    assert f"which the run was given in {Path.cwd()}, is not there; go on in that folder" in capsys.readouterr().err
+    Path("dense.safetensors").write_bytes(before)
+    assert main(["sparsify", "--resume", "run"]) == 0
+    assert len(Path("run/log.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow

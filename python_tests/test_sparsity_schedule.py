@@ -177,7 +177,7 @@ def test_events_are_evenly_apart_and_end_at_the_end(gradual: Gradual, begin: int
 
 
 def test_events_by_hand() -> None:
-    assert gradual_steps(Gradual(), 0, 1000) == [0, 100, 200, 300, 400, 500]
+    assert gradual_steps(Gradual(every=100), 0, 1000) == [0, 100, 200, 300, 400, 500]
     assert gradual_steps(Gradual(0.1, 0.3, 8), 0, 100) == [10, 18, 26, 30]
     assert gradual_steps(Gradual(0.1, 0.3, 8), 100, 200) == [110, 118, 126, 130]
     assert gradual_steps(Gradual(), 0, 1) == [0, 1]

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("srr_ext.train", "train a dense network and write a run folder"),
     "analyze": ("srr_ext.cli.analyze", "show the structural redundancy of every group of channels"),
     "evaluate": ("srr_ext.evaluate", "measure the accuracy of a network, dense or pruned, on the test images"),
+    "export": ("srr_ext.export", "write a network as ONNX, exported program or TorchScript, and compare the file"),
 }
 
 

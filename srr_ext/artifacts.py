@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import reprlib
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,10 +23,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from srr_ext.copying import copy_model
-from srr_ext.files import existing, read_json, replace_file, write_json, write_text
+from srr_ext.files import DamagedFile, existing, read_json, replace_file, write_json, write_text
 from srr_ext.models import Architecture, architecture_of, load_weights
+from srr_ext.models.names import reason
+from srr_ext.models.timm_models import PREFIX
 from srr_ext.plan import PruningPlan
 from srr_ext.surgery import cut
 
@@ -41,6 +45,10 @@ PAGE = "report.html"
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint"
 EVENTS = "events"
+
+_OPTIONS = {"num_classes", "in_channels", "image_size"}
+_LARGEST_NETWORK = 1 << 32  # bytes, of one that a folder names; torchvision's largest has 2.6e9
+_WEIGHTS_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def save(folder: str | Path, model: nn.Module, plan: PruningPlan, *, architecture: Architecture | None = None) -> Path:
@@ -120,13 +128,15 @@ def write_tensors(path: Path, model: nn.Module) -> None:
     replace_file(path, lambda temporary: save_model(model, str(temporary)))
 
 
-def load_dense(folder: str | Path) -> nn.Module:
+def load_dense(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Read a dense network written by :func:`save_dense`.
 
     Parameters
     ----------
     folder : str or Path
         The run folder.
+    model : nn.Module, optional
+        A network of the same architecture, for one that :func:`srr_ext.models.create` did not make. It is copied.
 
     Returns
     -------
@@ -140,9 +150,9 @@ def load_dense(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     weights = existing(folder / DENSE)
-    model = dense_architecture(folder)
-    load_weights(model, weights)
-    return model.eval()
+    network = dense_architecture(folder) if model is None else copy_model(model)
+    load_weights(network, weights)
+    return network.eval()
 
 
 def write_architecture(folder: Path, architecture: Architecture | None) -> None:
@@ -162,8 +172,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     folder : str or Path
         The run folder.
     model : nn.Module, optional
-        The dense network, for one that :func:`srr_ext.models.create` did not make. It is copied, not changed; its
-        weights do not matter.
+        The dense network, for one that :func:`srr_ext.models.create` did not make of the package's, torchvision's or
+        timm's. It is copied, not changed; its weights do not matter.
 
     Returns
     -------
@@ -175,6 +185,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     ValueError
         Missing or damaged files, no ``model`` where it is needed, or files that do not fit the network: the first
         layer or tensor that disagrees is named.
+
+    Notes
+    -----
+    A folder may come from anywhere: no code of its own runs and no module that it names is imported. A network that
+    ``package.module:function`` has made therefore needs ``model``.
     """
     folder = Path(folder)
     sparse = (folder / MASKS).is_file() and not (folder / PLAN).is_file()  # which has the shapes of the dense network
@@ -207,7 +222,7 @@ def fill(small: nn.Module, weights: Path) -> nn.Module:
     try:
         state = load_file(weights)
     except SafetensorError as error:
-        raise ValueError(f"{weights} is damaged ({error}); copy it again or repeat the run") from error
+        raise DamagedFile(f"{weights} is damaged ({error}); copy it again or repeat the run") from error
     expected = small.state_dict(keep_vars=True)
     for name, tensor in state.items():
         if name not in expected:
@@ -216,6 +231,8 @@ def fill(small: nn.Module, weights: Path) -> nn.Module:
             shapes = f"{list(tensor.shape)}, but the smaller model's has {list(expected[name].shape)}"
             raise ValueError(f"{weights}: {name} has shape {shapes}; weights, plan and model do not belong together")
         if tensor.dtype != expected[name].dtype:
+            if not {tensor.dtype, expected[name].dtype} <= _WEIGHTS_DTYPES:
+                raise DamagedFile(f"{weights}: {name} has dtype {tensor.dtype}, the model {expected[name].dtype}")
             expected[name].data = expected[name].data.to(tensor.dtype)  # copying into another dtype would round
     table = OrderedDict(state)
     table._metadata = expected._metadata  # type: ignore[attr-defined]  # layer versions: MNASNet refuses without them
@@ -228,17 +245,64 @@ def fill(small: nn.Module, weights: Path) -> nn.Module:
     return small.eval()
 
 
-def dense_architecture(folder: Path) -> nn.Module:
+def dense_architecture(folder: Path, code: str | None = None) -> nn.Module:
     """Make the dense network whose name a folder holds, with new weights.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    code : str, optional
+        The ``package.module:function`` that the caller trusts, for a network that it has made.
 
     Raises
     ------
     ValueError
-        If it was not made by name, or the record is damaged.
+        If it was not made by name, or by other code than ``code``, or the record is damaged.
     """
     architecture = _read_architecture(folder)
+    trusted = is_code(architecture.name)
+    if trusted and architecture.name != code:
+        raise ValueError(
+            f"{folder} names code that makes its network, {architecture.name!r}, and no folder may choose what is "
+            "imported; if you trust it, pass model=, the dense network that it makes, or name it with --model"
+        )
+    if not trusted and code is not None:
+        raise ValueError(f"{folder} holds the network {architecture.name!r}, which {code} does not make")
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # initial weights, which are then replaced
-        return architecture.build()
+        if trusted:
+            return architecture.build()
+        try:
+            with _Allowance(_LARGEST_NETWORK):
+                return architecture.build()
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a library raises that is asked for sizes it was not written for
+            raise DamagedFile(f"{folder / ARCHITECTURE}: this network cannot be made ({reason(error)})") from error
+
+
+def is_code(name: str) -> bool:
+    """Whether the name of a network is that of code to import, ``package.module:function``."""
+    return ":" in name and not name.startswith(PREFIX)
+
+
+class _Allowance(TorchFunctionMode):
+    """Lets no more than so many bytes of new tensors be made; a size is known before there is memory for it."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__()
+        self._left = n_bytes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            self._left -= func(*args, **(kwargs | {"device": "meta"})).nbytes
+            if self._left < 0:
+                raise DamagedFile(f"the network would take more than {_LARGEST_NETWORK >> 30} GiB; pass model= for one")
+        return func(*args, **kwargs)
+
+
+_MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace)
 
 
 def _read_architecture(folder: Path) -> Architecture:
@@ -246,9 +310,17 @@ def _read_architecture(folder: Path) -> Architecture:
     if not path.is_file():
         raise ValueError(f"{folder} holds a network that was not made by name; pass model=, the dense network")
     record = read_json(path)
-    if not isinstance(record, dict) or set(record) != {"name", "options"}:
-        raise ValueError(f"{path} must hold name and options, but holds {record!r:.80}")
+    if not _is_architecture(record):
+        raise DamagedFile(f"{path} must hold name and options, but holds {reprlib.repr(record)}")
     return Architecture(record["name"], record["options"])
+
+
+def _is_architecture(record: Any) -> bool:
+    if not isinstance(record, dict) or set(record) != {"name", "options"}:
+        return False
+    name, options = record["name"], record["options"]
+    named = isinstance(name, str) and 0 < len(name) <= 200 and isinstance(options, dict) and options.keys() <= _OPTIONS
+    return named and all(type(value) is int and 0 < value < 1 << 31 for value in options.values())
 
 
 class RunFolder:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+import reprlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from srr_ext.artifacts import CHECKPOINT, CONFIG, LOG, REPORT
-from srr_ext.files import read_json, replace_file, write_json
+from srr_ext.artifacts import CHECKPOINT, CONFIG, EVENTS, LOG, REPORT
+from srr_ext.files import DamagedFile, parse_json, read_bytes, read_json, replace_file, write_json
 
-_REACHED, _COMMAND, _LOCK = "reached.json", "command.json", "lock"
+_REACHED, _COMMAND, _GIVEN, _LOCK = "reached.json", "command.json", "given.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,34 @@ class Reached:
     training: str = ""
     state: str = ""
     log: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the kinds of the values, which come from a file."""
+        for name, value in vars(self).items():
+            right = type(value) is int and value >= 0 if name in ("number", "log") else type(value) is str
+            if not right:
+                raise TypeError(f"{name} is {reprlib.repr(value)}")
+
+
+class Stored(dict[str, Tensor]):
+    """The tensors of a file, which says so itself where one is missing.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            super().__init__(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise DamagedFile(f"{path} cannot be read ({error}); begin the run anew") from error
+        self.path = path
+
+    def __missing__(self, name: str) -> Tensor:
+        """Refuse a file that lacks a tensor."""
+        raise DamagedFile(f"{self.path} lacks {name}; begin the run anew")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +107,15 @@ class Checkpoint:
         self.run, self.path = run, run / CHECKPOINT
 
     @contextmanager
-    def held(self, command: list[str] | None = None) -> Iterator[None]:
+    def held(self, command: list[str] | None = None, files: Iterable[Path] = ()) -> Iterator[None]:
         """Keep other processes out of the run for a while.
 
         Parameters
         ----------
         command : list of str, optional
             How the run was begun, for the record; None for one that goes on.
+        files : iterable of Path, default ()
+            What it was given to read, beside images; see `check_files`.
 
         Raises
         ------
@@ -93,21 +125,42 @@ class Checkpoint:
         import fcntl
 
         self.path.mkdir(exist_ok=True)
-        with (self.path / _LOCK).open("w") as lock:
+        with open(self.path / _LOCK, "rb", opener=lock_file) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(f"another process is at work in {self.run}; wait for it, or stop it") from error
             if command is not None:
+                digests = {str(path): _digest(path) for path in files if path.is_file()}
+                write_json(self.path / _GIVEN, {"folder": str(Path.cwd()), "files": digests})
                 write_json(self.path / _COMMAND, command)
             yield
+
+    def check_files(self) -> None:
+        """Refuse to go on if a file that the run was given, weights say, is no longer what it was.
+
+        Raises
+        ------
+        ValueError
+            It is missing here or holds something else; or the record is damaged.
+        """
+        given = read_json(self.path / _GIVEN)
+        try:
+            folder, files = str(given["folder"]), {str(path): str(digest) for path, digest in given["files"].items()}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DamagedFile(f"{self.path / _GIVEN} is damaged; begin the run anew") from error
+        for path, digest in files.items():
+            if not Path(path).is_file():
+                raise ValueError(f"{path}, which the run was given in {folder}, is not there; go on in that folder")
+            if _digest(Path(path)) != digest:
+                raise ValueError(f"{path} has changed since the run was begun; put it back, or begin the run anew")
 
     @property
     def command(self) -> list[str]:
         """How the run was begun."""
         words = read_json(self.path / _COMMAND)
         if not isinstance(words, list):
-            raise ValueError(f"{self.path / _COMMAND} is damaged; begin the run anew")
+            raise DamagedFile(f"{self.path / _COMMAND} is damaged; begin the run anew")
         return [str(word) for word in words]
 
     @property
@@ -125,7 +178,7 @@ class Checkpoint:
         try:
             return Reached(**read_json(path))
         except TypeError as error:
-            raise ValueError(f"{path} is damaged ({error}); begin the run anew") from error
+            raise DamagedFile(f"{path} is damaged ({error}); begin the run anew") from error
 
     def commit(self, stage: str, number: int = 0, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Record that a stage is finished: all of it, or, if this is stopped on the way, nothing.
@@ -186,11 +239,7 @@ class Checkpoint:
                 path.unlink()
 
     def _read(self, name: str) -> dict[str, Tensor]:
-        path = self.path / Path(name).name
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); begin the run anew") from error
+        return Stored(self.path / Path(name).name)
 
     def finished(self, stage: str) -> Finished | None:
         """Return what a stage has made, if it is the last that was finished.
@@ -208,13 +257,33 @@ class Checkpoint:
     def rewind_log(self) -> list[dict[str, Any]]:
         """Take from ``log.jsonl`` what belongs to stages that are not finished; return the records that stay."""
         log, reached = self.run / LOG, self.reached
-        kept = log.read_bytes()[: reached.log] if log.exists() else b""
+        kept = read_bytes(log)[: reached.log] if log.exists() else b""
+        try:
+            records = [parse_json(line) for line in kept.decode("utf-8").splitlines()]
+            if not all(_is_record(record) for record in records):
+                raise ValueError("a line is no record of an epoch")
+        except ValueError as error:
+            raise DamagedFile(f"{log} is damaged ({error}); begin the run anew") from error
         replace_file(log, lambda path: path.write_bytes(kept))
-        return [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+        return records
 
     def remove(self) -> None:
         """Remove the folder, of a run that is finished."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def lock_file(path: str, flags: int) -> int:
+    """Open a file without emptying it, or following a link to one elsewhere."""
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("stage"), str) and isinstance(value.get("epoch"), int)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_resumable(run: Path) -> None:
@@ -231,3 +300,6 @@ def check_resumable(run: Path) -> None:
         raise ValueError(f"{run} holds a run that is finished; open its report")
     if not (run / CHECKPOINT / _COMMAND).is_file():
         raise ValueError(f"{run} was stopped before there was anything to go on with; begin the run anew")
+    for name in (CHECKPOINT, EVENTS, LOG):
+        if (run / name).is_symlink():
+            raise ValueError(f"{run / name} is a link, and what a run writes stays in its folder; put the files there")

@@ -57,6 +57,8 @@ def compare_and_show(config: CompareConfig, arguments: list[str], prog: str) -> 
     """Compare and show the results; exit with code 1 if a cell failed."""
     from srr_ext.comparison import results, running
 
+    if config.resume is not None:
+        config = running.resumed(config, prog)
     folder = config.output or running.default_folder(config)
     failed = compare(config, folder, on_screen())
     console = make_console()

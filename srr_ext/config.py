@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from srr_ext.allocators import available_allocators
 from srr_ext.criteria import available_selectors
 from srr_ext.data import Augment
+from srr_ext.exporting import TOLERANCE, Format
 from srr_ext.redundancy import DEFAULT_KEEP_MACS
 from srr_ext.retraining import Retrain, Retraining, retraining
 from srr_ext.sparsity.schedule import Gradual
@@ -293,8 +294,8 @@ class SparsifyConfig(RetrainOptions):
     ignored : tuple of str
         Modules whose weights all stay.
     masks : Path, optional
-        Prune by these masks of another run (its masks.safetensors) instead of choosing some; the flags that say how to
-        choose then have no effect.
+        Prune by these masks of another run (its masks.safetensors) instead of choosing some; goes without the flags
+        that say how to choose.
     output : Path, optional
         Folder for the results, new or empty; default runs/MODEL-DATA-NNN.
     resume : Path, optional
@@ -365,6 +366,35 @@ class EvaluateConfig(ModelAndData):
 
 
 @dataclass(frozen=True)
+class ExportConfig(EvaluateConfig):
+    """Write a trained network to one file for elsewhere, load it back and compare its scores.
+
+    Attributes
+    ----------
+    model : str
+        As for the other commands; beside run only package.module:factory, where that has made the network of the run.
+    run : Path, optional
+        Run folder of the network, pruned or only trained; may come first, without the flag.
+    format : {"onnx", "exported-program", "torchscript"}
+        What to write: for ONNX Runtime, torch.export.load or torch.jit.load.
+    output : Path, optional
+        A new file; default model.onnx, model.pt2 or model.ts in the run folder.
+    images : int
+        Test images to compare on, one alone and all at once.
+    tolerance : float
+        Largest absolute difference of a score that is accepted.
+    device : {"cpu"}
+        Files are made and compared on the CPU; what reads them takes them elsewhere.
+    """
+
+    format: Format = "onnx"
+    output: Path | None = None
+    images: int = 64
+    tolerance: float = TOLERANCE
+    device: Literal["cpu"] = "cpu"
+
+
+@dataclass(frozen=True)
 class CompareConfig(PruneOptions):
     """Compare methods at several targets over several seeds, beside controls; running it again goes on.
 
@@ -401,6 +431,8 @@ class CompareConfig(PruneOptions):
         Start every cell as a command of its own with this before it: torchrun --standalone --nproc-per-node 1, say.
     output : Path, optional
         Folder for the results: new, empty, or begun with the same settings; default runs/compare-MODEL-DATA.
+    resume : Path, optional
+        Folder of a comparison to go on with, with the settings in it; goes alone.
     """
 
     SHORT: ClassVar[dict[str, str]] = {f"fine_tune.{name}": f"--{name}" for name in ("epochs", "lr")}
@@ -415,3 +447,4 @@ class CompareConfig(PruneOptions):
     threads: int = 1
     launcher: str = ""
     output: Path | None = None
+    resume: Path | None = None

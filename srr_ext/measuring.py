@@ -31,6 +31,17 @@ def differentiating() -> Iterator[None]:
         raise ValueError(f"data: the loss of a batch cannot be computed and differentiated ({problem})") from error
 
 
+@contextmanager
+def attention_in_steps() -> Iterator[None]:
+    """Keep torch from running an attention layer as one operation, whose products its FLOP counter does not see."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def require_gradient(loss: Tensor) -> None:
     """Refuse a loss from which nothing leads back to the model."""
     if not loss.requires_grad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from srr_ext.calibration import Batch, Calibration
 from srr_ext.channels import ChannelAnalysis, analyze_channels
 from srr_ext.cost import CostModel, Quantity, Target
 from srr_ext.criteria import Selector
-from srr_ext.files import write_text
+from srr_ext.files import parse_json, read_bytes, write_text
 from srr_ext.graph import Distance, select_groups
 from srr_ext.layers import kept_positions, widths_of
 from srr_ext.progress import Progress
 
 SCHEMA_VERSION = 1
+_WIDEST = 1 << 31  # channels of a layer; what a file may claim
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class PruningPlan:
             If the text is no plan of this schema version.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:  # bad UTF-8 or bad JSON
             raise ValueError(f"{origin}: not a complete JSON file ({error})") from None
         if not isinstance(content, dict) or content.pop("schema_version", None) != SCHEMA_VERSION:
@@ -123,7 +125,10 @@ class PruningPlan:
         for name, value in content.items():
             if not _FIELDS[name](value):
                 raise ValueError(f"{origin}: field {name!r} is not what a plan holds there")
-        return cls(**content)
+        plan = cls(**content)
+        for name, layer in plan.layers.items():
+            _check_width(name, layer, plan.widths.get(name), origin)
+        return plan
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file; the file is complete or absent."""
@@ -140,7 +145,7 @@ class PruningPlan:
         ValueError
             If it holds no plan.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), str(path))
+        return cls.from_json(read_bytes(Path(path)).decode("utf-8", errors="replace"), str(path))
 
 
 def _is_int(value: Any) -> bool:
@@ -148,7 +153,13 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_counts(value: Any, whole: str, part: str) -> bool:
+    """Whether a value says how many there were and are: 0 < part <= whole."""
+    right = _maps(value, _is_int) and value.keys() == {whole, part}
+    return right and 0 < value[part] <= value[whole] < 1 << 63
 
 
 def _maps(value: Any, entry: Callable[[Any], bool]) -> bool:
@@ -156,7 +167,8 @@ def _maps(value: Any, entry: Callable[[Any], bool]) -> bool:
 
 
 def _is_width(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(side is None or _is_int(side) for side in value)
+    sides = value if isinstance(value, list) and len(value) == 2 else (0, 0)
+    return all(side is None or (_is_int(side) and 0 < side < _WIDEST) for side in sides)
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {  # what each field of a plan file may hold
@@ -167,8 +179,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {  # what each field of a plan file 
     "gamma": lambda value: value is None or _is_number(value),
     "seed": _is_int,
     "options": lambda value: isinstance(value, dict),
-    "groups": lambda value: _maps(value, lambda sizes: _maps(sizes, _is_int)),
-    "cost": lambda value: _maps(value, lambda counts: _maps(counts, _is_int)),
+    "groups": lambda value: _maps(value, lambda sizes: _is_counts(sizes, "size", "kept")),
+    "cost": lambda value: _maps(value, lambda counts: _is_counts(counts, "dense", "pruned")),
     "widths": lambda value: _maps(value, _is_width),
     "info": lambda value: isinstance(value, dict),
     "fingerprint": lambda value: isinstance(value, str),
@@ -181,13 +193,20 @@ def _read_layer(name: str, entry: Any, origin: str) -> LayerPlan:
         if indices is None:
             return None
         whole = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
-        if not whole or not indices or indices[0] < 0 or list(indices) != sorted(set(indices)):
+        if not whole or not indices or indices[0] < 0 or indices != sorted(set(indices)) or indices[-1] >= _WIDEST:
             raise ValueError(f"{origin}: layer {name!r}: {side!r} must be increasing channel indices or null")
         return tuple(indices)
 
     if not isinstance(entry, dict) or entry.keys() - {"out", "in"}:
         raise ValueError(f'{origin}: layer {name!r} must be an object with "out" and "in"')
     return LayerPlan(read("out"), read("in"))
+
+
+def _check_width(name: str, layer: LayerPlan, widths: list[int | None] | None, origin: str) -> None:
+    """Refuse kept channels that the layer, by the plan's own record of it, does not have."""
+    for side, kept, width in zip(("out", "in"), (layer.out, layer.in_), widths or (), strict=False):
+        if kept is not None and width is not None and kept[-1] >= width:
+            raise ValueError(f"{origin}: layer {name!r}: {side!r} keeps channel {kept[-1]}, but there are {width}")
 
 
 def plan_from_vertices(analysis: ChannelAnalysis, kept: Mapping[str, Iterable[int]], **record: Any) -> PruningPlan:

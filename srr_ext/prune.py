@@ -23,7 +23,7 @@ from srr_ext.channels import ChannelAnalysis, analyze_channels
 from srr_ext.cli import steps, training
 from srr_ext.cli.measuring import latency_batch, measure
 from srr_ext.cli.parsing import blame, command, flag_of
-from srr_ext.cli.running import Run, run_or_resume
+from srr_ext.cli.running import Run, code_flag, run_or_resume
 from srr_ext.cli.tables import make_console, result_table
 from srr_ext.cli.training import (
     epochs_after_dense,
@@ -86,8 +86,7 @@ def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
 def dense_network(config: PruneConfig, images: ImageData, run: Run) -> nn.Module:
     """Make the dense network, and train it unless it comes with weights."""
     checked = config.weights is None or config.rounds > 1 or config.retrain == "scratch"
-    moments = training.moments_to_keep(config, config.retraining)
-    return training.dense_network(config, images, run, steps.rehearse if checked else None, moments)
+    return training.dense_network(config, images, run, steps.rehearse if checked else None, config.retraining)
 
 
 def analyze(config: PruneConfig, dense: nn.Module, images: ImageData) -> ChannelAnalysis:
@@ -155,7 +154,7 @@ def read(tensors: Mapping[str, Tensor], dense: nn.Module) -> tuple[PruningPlan, 
     """Make a result of the tensors of a checkpoint."""
     with blame("--resume"):
         plan = PruningPlan.from_json(bytes(tensors["plan"].numpy()).decode("utf-8"))
-    small, final = (filled(cut(dense, plan), part(tensors, key)) for key in ("small", "final"))
+        small, final = (filled(cut(dense, plan), part(tensors, key)) for key in ("small", "final"))
     return plan, small, final
 
 
@@ -254,7 +253,9 @@ def prune_and_show(config: PruneConfig, arguments: list[str], prog: str) -> None
     console = make_console()
     console.print(result_table(read_json(folder / artifacts.REPORT)))
     console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", soft_wrap=True)
-    advice = f'{prog.replace("prune", "evaluate")} --run {shlex.quote(str(folder))}; srr_ext.load("{folder}")'
+    code = code_flag(folder)
+    read = f'srr_ext.load("{folder}"{", model=..." if code else ""})'
+    advice = f"{prog.replace('prune', 'evaluate')} --run {shlex.quote(str(folder))}{code}; {read}"
     console.print(f"next: open {folder / artifacts.PAGE}; {advice}", soft_wrap=True)
 
 

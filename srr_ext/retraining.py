@@ -8,7 +8,7 @@ Fine-tuning, rewinding and training anew are combinations of two choices, for ch
     finetune        those that pruning has left                 that of the fine-tuning
     lr-rewind       those that pruning has left                 that of the dense network, from a moment to its end
     weight-rewind   of the dense network at that moment         that of the dense network, from that moment to its end
-    scratch         new ones                                    that of the dense network, for as long as all trainings
+    scratch         new ones                                    that of the dense network, stretched over all epochs
     ==============  ==========================================  ======================================================
 
 References
@@ -131,9 +131,15 @@ def retraining(
     if name == "finetune":
         return Retraining("kept", fine_tune, group="fine_tune")
     if name == "scratch":
-        return Retraining("new", replace(dense, epochs=dense.epochs + sparse_epochs + fine_tune.epochs))
+        return Retraining("new", stretched(dense, dense.epochs + sparse_epochs + fine_tune.epochs))
     begin = moment_of(dense, fine_tune, rewind_to)
     return Retraining("rewound" if name == "weight-rewind" else "kept", dense, begin)
+
+
+def stretched(recipe: TrainConfig, epochs: int) -> TrainConfig:
+    """Return a recipe of other length in which the learning rate drops at the same shares of the training."""
+    factor = epochs / recipe.epochs if recipe.epochs else 1.0
+    return replace(recipe, epochs=epochs, milestones=tuple(m * factor for m in recipe.milestones))
 
 
 def moment_of(dense: TrainConfig, fine_tune: TrainConfig, rewind_to: str | None) -> Moment:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from srr_ext.channels import analyze_channels
 from srr_ext.cli import steps, training
 from srr_ext.cli.measuring import latency_batch, measure
 from srr_ext.cli.parsing import UsageError, blame, command
-from srr_ext.cli.running import Run, run_or_resume
+from srr_ext.cli.running import Run, code_flag, run_or_resume
 from srr_ext.cli.tables import make_console, sparse_table
 from srr_ext.cli.training import (
     epochs_after_dense,
@@ -45,6 +46,7 @@ from srr_ext.graph import select_groups
 from srr_ext.models import architecture_of
 from srr_ext.report import sparse_page
 from srr_ext.sparsity import (
+    Gradual,
     GradualPruning,
     Masks,
     choose,
@@ -60,6 +62,8 @@ from srr_ext.sparsity import (
 )
 from srr_ext.training import make_accelerator, reinitialise
 from srr_ext.training.lending import lent_to
+
+_FEWEST = 4  # events of gradual pruning: it begins at the first, and what goes at fewer than three more goes at once
 
 
 def sparsify(config: SparsifyConfig, run: Run) -> dict[str, Any]:
@@ -114,20 +118,32 @@ class Sparse:
 
 def dense_network(config: SparsifyConfig, images: ImageData, run: Run) -> nn.Module:
     """Make the dense network, and train it unless it comes with weights or is there."""
-    moments = training.moments_to_keep(config, config.retraining)
-    return training.dense_network(config, images, run, rehearse, moments)
+    return training.dense_network(config, images, run, rehearse, config.retraining)
 
 
 def rehearse(config: SparsifyConfig, network: nn.Module, images: ImageData) -> None:
     """Refuse before a long training what would be refused after it: targets out of reach, layers that do not exist."""
     tensors = find_weights(config, images, network)
     if config.masks is not None:
-        given_masks(config, network)
+        given_masks(config, network, images)
     elif not is_given(config):
         weights_left(config, network, tensors)
+    elif config.masks is None:
+        pattern_fits(config, network, tensors)
+    if config.schedule == "gradual":
+        removals(config, images)
     if config.retrain == "reinit":
         with blame("--retrain"):
             reinitialise(network)
+
+
+def pattern_fits(config: SparsifyConfig, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a pattern that no tensor takes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tensors that do not, which comes later
+        masks = choose(tensors, Masks.ones(tensors), None, config.scope, transposed=transposed_weights(network))
+    if masks.kept == masks.total:
+        raise UsageError("--scope", f"{config.scope} divides the inputs of no layer, so that nothing would go")
 
 
 def find_weights(config: SparsifyConfig, images: ImageData, network: nn.Module) -> dict[str, nn.Parameter]:
@@ -142,12 +158,15 @@ def weights_left(config: SparsifyConfig, network: nn.Module, tensors: Mapping[st
         return weights_to_keep(network, tensors, **config.target)
 
 
-def given_masks(config: SparsifyConfig, network: nn.Module) -> Masks:
+def given_masks(config: SparsifyConfig, network: nn.Module, images: ImageData) -> Masks:
     """Read the masks of another run."""
     assert config.masks is not None
     with blame("--masks"):
         masks = Masks.load(config.masks)
         masks.check(network)
+        may_go = prunable(network, images.example(), classifier=True)
+        if others := [name for name in masks if name not in may_go]:
+            raise ValueError(f"{config.masks} masks {others[0]}, of which no single weights go")
     return masks
 
 
@@ -230,16 +249,14 @@ def prune_gradually(
     """Remove weights on the way of a training."""
     assert count is not None
     what, growing = config.retraining, list[GradualPruning]()
-    per_epoch = steps_per_epoch(images, what.recipe)
-    begin = what.begin.step(per_epoch)
+    begin = what.begin.step(steps_per_epoch(images, what.recipe))
     data, score = steps.calibration(config, images), get_score(config.score)
 
     def context(network: nn.Module) -> SelectorContext:
         return SelectorContext(network, images.example(), config.seed, data=data)
 
     def prune_on_the_way(network: nn.Module) -> training.Extras:
-        events = gradual_steps(config.gradual, begin, what.recipe.epochs * per_epoch)
-        run.say(f"weights go after {len(events) - 1} of the {what.recipe.epochs * per_epoch - begin} steps")
+        events = removals(config, images)
         growing.append(GradualPruning(network, made.masks, count, score, config.scope, events, context, begin=begin))
         return training.Extras(after_step=growing[0].step, masks=growing[0], stateful={"gradual": growing[0]})
 
@@ -247,10 +264,26 @@ def prune_gradually(
     return Sparse(growing[0].masks, masked(made.final, growing[0].masks), final)
 
 
+def removals(config: SparsifyConfig, images: ImageData) -> list[int]:
+    """Return at which steps of the recipe weights go gradually: from the first on, at all that follow."""
+    what = config.retraining
+    per_epoch = steps_per_epoch(images, what.recipe)
+    with blame("--schedule"):
+        found = gradual_steps(config.gradual, what.begin.step(per_epoch), what.recipe.epochs * per_epoch)
+    if len(found) < _FEWEST:
+        taken = what.recipe.epochs * per_epoch - found[0]
+        raise UsageError(
+            "--gradual.every",
+            f"is {config.gradual.every}, so that of {taken} steps weights go after {len(found) - 1}; lower it, give "
+            "the training more epochs, or prune at once",
+        )
+    return found
+
+
 def decide(config: SparsifyConfig, made: Sparse, count: int | None, images: ImageData, run: Run) -> Masks:
     """Choose the weights that stay, or read the masks that were given."""
     if config.masks is not None:
-        return given_masks(config, made.final)
+        return given_masks(config, made.final, images)
     device = make_accelerator(config.device).device  # where scores that look at images need not wait long
     with blame("--score", SparsifyConfig), lent_to(device, made.final):
         data, example = steps.calibration(config, images), images.example().to(device)
@@ -275,18 +308,21 @@ def stored(made: Sparse) -> dict[str, Tensor]:
 
 def read(tensors: Mapping[str, Tensor], masks: Masks, network: nn.Module) -> Sparse:
     """Make a result of the tensors of a checkpoint; other masks give the order of theirs."""
-    found = part(tensors, "masks")
-    pruned, final = (filled(network, part(tensors, key)) for key in ("pruned", "final"))
-    return Sparse(Masks({name: found[name] for name in masks}), pruned, final)
+    with blame("--resume"):
+        found = Masks({name: tensors[f"masks:{name}"] for name in masks})
+        found.check(network)
+        pruned, final = (filled(network, part(tensors, key)) for key in ("pruned", "final"))
+    return Sparse(found, pruned, final)
 
 
 def describe(config: SparsifyConfig, dense: nn.Module, made: Sparse, rounds: int, images: ImageData) -> dict[str, Any]:
     """Return what the report says of the method and of what it has left."""
     return {
         "allocator": "sparsify",  # the report of every method names these two
-        "selector": config.score,
-        "scope": config.scope,
+        "selector": "given" if config.masks else config.score,
+        "scope": "given" if config.masks else config.scope,
         "schedule": "given" if config.masks else config.schedule,
+        "removals": len(removals(config, images)) - 1 if config.schedule == "gradual" else rounds,
         "target": {} if is_given(config) else config.target,
         **sparse_cost(dense, made.masks, images.example()),
         "density": made.masks.density,
@@ -355,6 +391,10 @@ def check(config: SparsifyConfig) -> None:
         )
     if not 0 < config.rate <= 1:
         raise UsageError("--rate", f"must be in (0, 1], but is {config.rate}")
+    if config.rate != SparsifyConfig.rate and config.schedule != "iterative":
+        raise UsageError("--rate", f"goes with --schedule iterative, but that is {config.schedule}")
+    if config.gradual != Gradual() and config.schedule != "gradual":
+        raise UsageError("--gradual", f"goes with --schedule gradual, but that is {config.schedule}")
     steps.check_rewinding(config, "scratch" if config.retrain == "reinit" else config.retrain)
 
 
@@ -364,7 +404,9 @@ def sparsify_and_show(config: SparsifyConfig, arguments: list[str], prog: str) -
     console = make_console()
     console.print(sparse_table(read_json(folder / artifacts.REPORT)))
     console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", soft_wrap=True)
-    advice = f'{prog.replace("sparsify", "evaluate")} --run {shlex.quote(str(folder))}; srr_ext.load("{folder}")'
+    code = code_flag(folder)
+    read = f'srr_ext.load("{folder}"{", model=..." if code else ""})'
+    advice = f"{prog.replace('sparsify', 'evaluate')} --run {shlex.quote(str(folder))}{code}; {read}"
     console.print(f"next: open {folder / artifacts.PAGE}; {advice}", soft_wrap=True)
 
 

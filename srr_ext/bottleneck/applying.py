@@ -69,6 +69,13 @@ def _with_bottlenecks(
                 f"channels, found {found or 'no such layer'}"
             )
         assert isinstance(layer, REPLACEABLE)
+        n_out = len(layer.weight)
+        n_in = layer.weight.shape[1] if plan.basis == "channels" else layer.weight[0].numel()
+        if ranks.in_ > n_in or ranks.out > n_out:
+            raise ValueError(
+                f"the plan does not fit this model: layer {name!r}: ranks {ranks.in_} and {ranks.out} are more than "
+                f"its {n_in} directions of inputs and {n_out} of outputs"
+            )
         pairs[name] = (layer, Bottleneck(layer, ranks.in_, ranks.out, plan.basis))
     replace_layers(small, pairs.values())
     return small, pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from srr_ext.bottleneck.layer import Basis
+from srr_ext.files import parse_json
 
 SCHEMA_VERSION = 1
 
@@ -102,7 +104,7 @@ class BottleneckPlan:
             If the text is no plan of this schema version.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise ValueError(f"{origin}: not a complete JSON file ({error})") from None
         if not isinstance(content, dict) or content.pop("schema_version", None) != SCHEMA_VERSION:
@@ -113,7 +115,15 @@ class BottleneckPlan:
             if not _FIELDS[name](value):
                 raise ValueError(f"{origin}: field {name!r} is not what a bottleneck plan holds there")
         content["layers"] = {name: Ranks(ranks["in"], ranks["out"]) for name, ranks in content["layers"].items()}
-        return cls(**content)
+        plan = cls(**content)
+        for name, ranks in plan.layers.items():
+            n_out, n_in = plan.widths.get(name, (0, 0))
+            if ranks.out > n_out or (ranks.in_ > n_in and plan.basis == "channels"):
+                raise ValueError(
+                    f"{origin}: layer {name!r} has ranks {ranks.in_} and {ranks.out}, but {n_in} input and {n_out} "
+                    "output channels"
+                )
+        return plan
 
     def record(self) -> dict[str, Any]:
         """Return what a report says of the plan: plain values, without the widths."""
@@ -127,7 +137,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _maps(value: Any, entry: Callable[[Any], bool]) -> bool:

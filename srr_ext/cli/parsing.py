@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import inspect
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from srr_ext.data.base import BadImage
+from srr_ext.files import DamagedFile
 
 C = TypeVar("C")
 
+_LARGEST_CONFIG = 1 << 20  # characters; a configuration with every setting has 3,000
+_DEEPEST_CONFIG = 20  # brackets in brackets; the settings of a command have two
+_LONGEST_LINE = 2000  # characters of a message
 _FIELD_DOC = re.compile(r"^(\w+) : .*\n((?:    .+\n?)+)", re.MULTILINE)
 
 
@@ -31,8 +38,14 @@ class UsageError(Exception):
     """
 
     def __init__(self, flag: str, message: str) -> None:
-        text = " ".join(message.split())
-        super().__init__(f"{flag}: {text}" if flag else text)
+        super().__init__(one_line(f"{flag}: {message}" if flag else message))
+
+
+def one_line(text: str) -> str:
+    """Make a line of a text that may quote a file: nothing that a terminal would obey, and not too long to be read."""
+    line = " ".join(text.split())
+    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
 
 
 @contextmanager
@@ -82,8 +95,45 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print ``prog: error: what`` and exit with code 2."""
-        sys.stderr.write(f"{self.prog}: error: {_one_line(message)}\n")
+        sys.stderr.write(f"{self.prog}: error: {one_line(_shortened(message))}\n")
         sys.exit(2)
+
+    def parse_path(self, *arguments: Any, **keywords: Any) -> Any:
+        """Read a file of settings that ``--config`` names, or one that such a file names."""
+        if (path := Path(_first(arguments, keywords))).is_file():
+            with path.open(encoding="utf-8") as file:
+                check_settings(file.read(_LARGEST_CONFIG + 1))
+        return super().parse_path(*arguments, **keywords)
+
+    def parse_string(self, *arguments: Any, **keywords: Any) -> Any:
+        """Read settings that stand in place of such a file."""
+        check_settings(_first(arguments, keywords))
+        return super().parse_string(*arguments, **keywords)
+
+
+def _first(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Return the first argument, whose name differs between versions of jsonargparse."""
+    return arguments[0] if arguments else next(iter(keywords.values()))
+
+
+def check_settings(text: str) -> None:
+    """Refuse YAML that no configuration needs: huge, nested deeply, or with aliases, which multiply.
+
+    Raises
+    ------
+    UsageError
+        It says which.
+    """
+    if len(text) > _LARGEST_CONFIG:
+        raise UsageError("--config", "the file is too large for settings; is it another one?")
+    depth = 0
+    with suppress(yaml.YAMLError):  # which is told when the file is read
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UsageError("--config", "the file has an alias (*name); write the value again in its place")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_CONFIG:
+                raise UsageError("--config", "the file is nested too deeply for settings; is it another one?")
 
 
 def make_parser(config: type[C], prog: str) -> ArgumentParser:
@@ -153,6 +203,8 @@ def parse(config: type[C], argv: Sequence[str] | None, prog: str) -> C:
         values = make_parser(config, prog).parse_args(argv)
     except UnicodeDecodeError as error:
         raise UsageError("--config", f"the file is not text in UTF-8 ({error})") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError("--config", f"cannot be read as settings ({error})") from error
     return _build(config, values, "")
 
 
@@ -180,8 +232,8 @@ def command(config: type[C], module: str, job: Callable[[C, list[str], str], Non
         try:
             with blame_images():
                 job(parse(config, arguments, prog), arguments, prog)
-        except UsageError as error:
-            sys.stderr.write(f"{prog}: error: {error}\n")
+        except (UsageError, DamagedFile) as error:
+            sys.stderr.write(f"{prog}: error: {one_line(str(error))}\n")
             return 2
         except KeyboardInterrupt as stop:  # with a message where there is something to say
             sys.stderr.write(f"{prog}: stopped{f'; {stop}' if stop.args else ''}\n")
@@ -239,7 +291,12 @@ def _build(config: type[C], values: Namespace, prefix: str) -> C:
     for entry in fields(config):  # type: ignore[arg-type]  # config is a dataclass
         value = values[entry.name]
         kind = kinds[entry.name]
-        if is_dataclass(kind) and isinstance(kind, type):
+        flag, group = flag_of(prefix + entry.name), is_dataclass(kind) and isinstance(kind, type)
+        if isinstance(value, Namespace) != group or (value is None and type(None) not in get_args(kind)):
+            raise UsageError(flag, f"cannot be {reprlib.repr(value)}; leave it out, or see --help")
+        if "\0" in str(value):
+            raise UsageError(flag, f"cannot hold a zero character, as {reprlib.repr(value)} does")
+        if group:
             value = _build(kind, value, f"{prefix}{entry.name}.")
         arguments[entry.name] = tuple(value) if get_origin(kind) is tuple else value
     try:
@@ -249,7 +306,7 @@ def _build(config: type[C], values: Namespace, prefix: str) -> C:
         raise UsageError(flag_of(prefix + name), rest) from error
 
 
-def _one_line(message: str) -> str:
+def _shortened(message: str) -> str:
     """Shorten what jsonargparse says to the flag, the value and what was expected."""
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     given = re.search(r"(?:Given|Got) value: (.*)", message)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from srr_ext.artifacts import RunFolder
 from srr_ext.checkpoints import Checkpoint, Finished, check_resumable
 from srr_ext.cli.parsing import UsageError, as_dict, blame, blame_images, parse
 from srr_ext.cli.tables import make_console
+from srr_ext.files import read_json
 from srr_ext.progress import Progress, on
 from srr_ext.report import EventLog
 from srr_ext.training import Keeper, Log
@@ -128,7 +129,9 @@ class Run(Session):
         """Return the file of the dense network that this run trained before it was stopped, if it did."""
         reached = self.checkpoint is not None and self.checkpoint.reached.stage
         path = self.folder.path / artifacts.DENSE
-        return path if reached and path.is_file() else None
+        if reached and not path.is_file():
+            raise UsageError("--resume", f"{path} is missing; put it back, or begin the run anew")
+        return path if reached else None
 
     def keeper(self, training: str) -> Keeper | None:
         """Return where a training leaves what it needs to go on after a stop, if this run can go on."""
@@ -212,9 +215,10 @@ def run_or_resume(
     if config.resume is None:
         check(config)
         return run_in_folder(config, arguments, prog, job)
-    if replace(config, resume=None) != type(config)():  # type: ignore[type-var]  # a dataclass
+    default = type(config)()
+    if replace(config, resume=None, model=default.model) != default:  # type: ignore[type-var]  # a dataclass
         raise UsageError("--resume", "goes alone: the settings are those of the run")
-    return resume_in_folder(type(config), config.resume, prog, job)
+    return resume_in_folder(type(config), config.resume, prog, job, config.model)
 
 
 def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, Run], dict[str, Any]]) -> Run:
@@ -248,10 +252,12 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
     words = [*shlex.split(prog), *arguments]
     checkpoint = Checkpoint(folder.path)
     try:
-        with blame_disk(folder.path), checkpoint.held(words), terminable():
+        with blame_disk(folder.path):
+            folder.write(artifacts.CONFIG, recorded(config))  # first, as nothing can go on without it
+        with blame_disk(folder.path), checkpoint.held(words, given_files(config)), terminable():
             return do_in_folder(folder, config, words, on_screen(), job, checkpoint)
     except UsageError as error:
-        if any((folder.path / network).exists() for network in (artifacts.DENSE, artifacts.WEIGHTS)):
+        if worth_keeping(folder.path):
             raise UsageError("", f"{error}; {what_is_left(folder.path, prog, failed=True)}") from error
         folder.discard()
         raise
@@ -259,7 +265,55 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
         raise KeyboardInterrupt(what_is_left(folder.path, prog)) from stop
 
 
-def resume_in_folder(config: type[C], path: Path, prog: str, job: Callable[[C, Run], dict[str, Any]]) -> Run:
+def recorded(config: Any) -> dict[str, Any]:
+    """Return the settings as ``config.json`` has them, without the folder: to repeat a run needs a new one."""
+    return as_dict(config) | {"output": None}
+
+
+def given_files(config: Any) -> list[Path]:
+    """Return the files that settings name: weights, a plan, masks."""
+    names = ("weights", "rewind_weights", "plan", "masks")
+    return [Path(value) for name in names if (value := getattr(config, name, None)) is not None]
+
+
+def worth_keeping(folder: Path) -> bool:
+    """Whether a run has trained something before an error ended it."""
+    if any((folder / network).exists() for network in (artifacts.DENSE, artifacts.WEIGHTS)):
+        return True
+    try:
+        reached = Checkpoint(folder).reached
+    except ValueError:
+        return True  # there is something, if damaged
+    return bool(reached.stage or reached.training)
+
+
+def check_code(model: str, code: str) -> None:
+    """Refuse settings of a folder by which a module would be imported that the command line does not name.
+
+    Raises
+    ------
+    UsageError
+        It says what to add.
+    """
+    if artifacts.is_code(model) and model != code:
+        raise UsageError(
+            "--resume",
+            f"code makes the network of this run, {model!r}; if you trust it, add --model {shlex.quote(model)}",
+        )
+
+
+def code_flag(folder: Path) -> str:
+    """Return the flag that names the code which makes the network of a folder; empty where none does."""
+    try:
+        model = str(read_json(folder / artifacts.CONFIG)["model"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return f" --model {shlex.quote(model)}" if artifacts.is_code(model) else ""
+
+
+def resume_in_folder(
+    config: type[C], path: Path, prog: str, job: Callable[[C, Run], dict[str, Any]], code: str = ""
+) -> Run:
     """Go on with a job of `run_in_folder` that was stopped, at whatever moment, from the last stage that it finished.
 
     Parameters
@@ -272,6 +326,8 @@ def resume_in_folder(config: type[C], path: Path, prog: str, job: Callable[[C, R
         Name of the command.
     job : callable
         Does the work and returns the report. It finds what is finished in ``run.checkpoint``.
+    code : str, default ""
+        The ``package.module:function`` that makes its network, where one does; no folder chooses what is imported.
 
     Returns
     -------
@@ -289,13 +345,17 @@ def resume_in_folder(config: type[C], path: Path, prog: str, job: Callable[[C, R
     with blame("--resume"):
         check_resumable(path)
     try:
-        with blame("--resume"), checkpoint.held():
-            settings = parse(config, ["--config", str(path / artifacts.CONFIG)], prog)
-            records = checkpoint.rewind_log()
-            shutil.rmtree(path / artifacts.EVENTS, ignore_errors=True)  # written anew from the log
-            with terminable():
-                folder, words = RunFolder(path, "", resume=True), checkpoint.command
-                return do_in_folder(folder, settings, words, on_screen(), job, checkpoint, records)
+        with ExitStack() as stack:
+            with blame("--resume"):
+                stack.enter_context(checkpoint.held())
+                checkpoint.check_files()
+                settings = parse(config, ["--config", str(path / artifacts.CONFIG)], prog)
+                check_code(settings.model, code)
+                records, words = checkpoint.rewind_log(), checkpoint.command
+                shutil.rmtree(path / artifacts.EVENTS, ignore_errors=True)  # written anew from the log
+            stack.enter_context(terminable())
+            folder = RunFolder(path, "", resume=True)
+            return do_in_folder(folder, settings, words, on_screen(), job, checkpoint, records)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(what_is_left(path, prog)) from stop
 
@@ -363,7 +423,7 @@ def do_in_folder(
 
         for record in records:
             events.log(record)
-        folder.write(artifacts.CONFIG, as_dict(config) | {"output": None})  # repeating a run needs a new folder
+        folder.write(artifacts.CONFIG, recorded(config))
         here = {"folder": folder, "origin": origin, "checkpoint": checkpoint}
         run = Run(**vars(session) | {"log": log} | here)
         events.summary(job(config, run))
@@ -398,10 +458,11 @@ def what_is_left(folder: Path, prog: str, *, failed: bool = False) -> str:
     str
     """
     names = sorted(path.name for path in folder.iterdir())
-    again = f"{prog} --resume {shlex.quote(str(folder))} goes on"
-    advice = [again] if artifacts.CHECKPOINT in names else ["delete it to use the name again"]
+    code = code_flag(folder)
+    again = f"{prog} --resume {shlex.quote(str(folder))}{code} goes on"
+    advice = [again] if {artifacts.CHECKPOINT, artifacts.CONFIG} <= {*names} else ["delete it to use the name again"]
     if failed and artifacts.WEIGHTS in names:
-        advice.insert(0, f"the network is whole, srr evaluate --run {shlex.quote(str(folder))} measures it")
+        advice.insert(0, f"the network is whole, srr evaluate --run {shlex.quote(str(folder))}{code} measures it")
     elif failed and artifacts.DENSE in names:
         dense = shlex.quote(str(folder / artifacts.DENSE))
         advice.insert(0, f"--weights {dense} with a new --output skips the training")

@@ -23,6 +23,7 @@ from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, R
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
 from srr_ext.data import Augment, ImageData
+from srr_ext.measuring import attention_in_steps
 from srr_ext.plan import PruningPlan, make_plan
 from srr_ext.retraining import Retrain
 from srr_ext.surgery import apply_plan
@@ -171,7 +172,7 @@ def threads_for(model: nn.Module, images: ImageData) -> Iterator[None]:
 
 def count_macs(model: nn.Module, images: ImageData) -> int:
     """Multiply-accumulates of one image, as torch counts them."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), attention_in_steps():
         copy.deepcopy(model).cpu().eval()(images.example())
     return counter.get_total_flops() // 2
 

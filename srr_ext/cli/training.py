@@ -18,6 +18,7 @@ from srr_ext.cli.parsing import UsageError, blame, flag_of
 from srr_ext.cli.running import Run, Session
 from srr_ext.config import ModelAndData, RetrainOptions, Training
 from srr_ext.data import ImageData
+from srr_ext.files import DamagedFile
 from srr_ext.retraining import Moment, Retraining
 from srr_ext.training import (
     AfterStep,
@@ -72,7 +73,7 @@ def dense_network(
     images: ImageData,
     session: Session,
     rehearse: Callable[[Any, nn.Module, ImageData], None] | None,
-    moments: Iterable[Moment] = (),
+    what: Retraining | None = None,
 ) -> nn.Module:
     """Make the network and train it, unless it comes with weights or is there; return it in evaluation mode.
 
@@ -86,9 +87,13 @@ def dense_network(
         Shows how far the work is.
     rehearse : callable, optional
         ``(config, network, images)``: refuses before the training what would be refused after it.
-    moments : iterable of Moment, default ()
-        Of its training, whose weights are kept, too.
+    what : Retraining, optional
+        What is trained after pruning; the weights that it goes back to are kept, too.
     """
+    moments = [what.begin] if what is not None and what.weights == "rewound" and config.weights is None else []
+    if what is not None and what.group == "dense":
+        per_epoch = steps_per_epoch(images, config.dense)
+        check_moments({str(what.begin): what.begin.step(per_epoch)}, per_epoch * what.recipe.epochs, "--rewind-to")
     model = steps.make_model(config, images, session)
     if rehearse is not None:
         rehearse(config, model.eval(), images)
@@ -105,32 +110,28 @@ def train_dense(
     One that was kept before this run was stopped is taken as it is.
     """
     if (kept := session.kept_dense()) is not None:
-        models.load_weights(model, kept)
+        with blame("--resume"):
+            models.load_weights(model, kept)
         return
     per_epoch = steps_per_epoch(images, config.dense)
     wanted = {str(moment): moment.step(per_epoch) for moment in moments}
-    check_moments(wanted, per_epoch * config.dense.epochs)
+    check_moments(wanted, per_epoch * config.dense.epochs, "--snapshots")
     snapshots = Snapshots(model, wanted.values())
     extras = Extras(after_step=snapshots.after_step, stateful={"snapshots": snapshots})
     train_blaming("dense", "train dense", model, images, config.dense, config, session, extras)
     session.keep_dense(model, {name: snapshots.states[step] for name, step in wanted.items()})
 
 
-def check_moments(wanted: Mapping[str, int], n_steps: int) -> None:
-    """Refuse moments after the end of a training, before it begins."""
+def check_moments(wanted: Mapping[str, int], n_steps: int, flag: str) -> None:
+    """Refuse moments after the end of a training, before it begins, and blame a flag."""
     for name, step in wanted.items():
         if step > n_steps:
-            raise UsageError("", f"there is no moment {name} in a training of {n_steps} steps; name an earlier one")
+            raise UsageError(flag, f"there is no moment {name} in a training of {n_steps} steps; name an earlier one")
 
 
 def steps_per_epoch(images: ImageData, recipe: TrainConfig) -> int:
     """Count the steps that an epoch of a recipe has."""
     return len(images.batches("train", recipe.batch_size, train=True))
-
-
-def moments_to_keep(config: RetrainOptions, what: Retraining) -> list[Moment]:
-    """Return the moments of the dense training whose weights are needed later."""
-    return [what.begin] if what.weights == "rewound" and config.weights is None else []
 
 
 def rewound_network(config: RetrainOptions, what: Retraining, dense: nn.Module, run: Run) -> nn.Module | None:
@@ -173,7 +174,10 @@ def train_sparse(
 def filled(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy with other weights."""
     other = copy.deepcopy(network)
-    other.load_state_dict(dict(state))
+    try:
+        other.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise DamagedFile(f"the checkpoint is of another network ({error}); begin the run anew") from error
     return other
 
 

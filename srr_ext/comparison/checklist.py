@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from srr_ext.comparison.figures import QUANTITIES, written
 from srr_ext.comparison.grid import DENSE_LONGER, REWINDS
 from srr_ext.comparison.records import Comparison
 from srr_ext.comparison.results import CONTROLS, EQUAL, trained_anew
+from srr_ext.comparison.sparse_cells import SPARSIFY
 from srr_ext.comparison.statistics import LEAST_SEEDS
 from srr_ext.comparison.words import epochs_more, extra_epochs, plural
 
@@ -75,29 +78,56 @@ def warnings(comparison: Comparison) -> list[str]:
 
 
 def _controls_missing(comparison: Comparison) -> list[str]:
-    """Say which controls are not there, be it under another name."""
+    """Say which controls are not there, be it under another name; channels and single weights need their own."""
+    labels = dict.fromkeys(row.method for row in comparison.rows)
+    kinds = {row.method: "weights" if row.allocator == SPARSIFY else "channels" for row in comparison.rows}
+    present = [kind for kind in ("channels", "weights") if kind in kinds.values()]
+    gone = []
+    for kind in present:
+        of_kind = [label for label in labels if kinds[label] == kind and label != DENSE_LONGER]
+        if of_kind:
+            suffix = f", of {kind}" if len(present) > 1 else ""
+            gone += [f"{control}{suffix}" for control, there in _controls_of(comparison, kind, of_kind) if not there]
+    if DENSE_LONGER not in labels:
+        gone.append("the dense network trained for as much longer (is a gain only the longer training?)")
+    found = [f"There is no control of this kind: {'; '.join(gone)}."] if gone else []
+    rounds = [label for label, said in comparison.methods.items() if _in_rounds(said["settings"])]
+    if rounds and any(trained_anew(said["settings"]) for said in comparison.methods.values()):
+        found.append(
+            f"New weights are trained under masks of one shot, so that nothing says what those of {', '.join(rounds)} "
+            "are worth without their weights; srr sparsify --masks --retrain reinit does."
+        )
+    return found
+
+
+def _controls_of(comparison: Comparison, kind: str, labels: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return which controls the methods of one kind need, and whether each is there."""
     parts = {row.method: (row.allocator.partition(":")[0], row.selector.partition(":")[0]) for row in comparison.rows}
-    settings = {label: said["settings"] for label, said in comparison.methods.items()}
-    anew = [label for label, said in settings.items() if trained_anew(said)]
-    uniform = {
+    settings = {label: comparison.methods[label]["settings"] for label in labels}
+    anew = [label for label in labels if trained_anew(settings[label])]
+    spread = {
         "channels": "uniform widths (does the choice of widths matter?)",
         "weights": "the same share of every layer (does it matter in which layers weights go?)",
     }
-    there = {
-        f"random selection (does the choice of {comparison.what_goes} matter?)": any(
-            s == "random" for _, s in parts.values()
+    even = (
+        (parts[label][0] == "uniform" or settings[label].get("scope") == "layerwise")
+        and parts[label][1] != "random"
+        and label not in anew
+        for label in labels
+    )
+    return [
+        (f"random selection (does the choice of {kind} matter?)", any(parts[label][1] == "random" for label in labels)),
+        (spread[kind], any(even)),
+        (
+            "the pruned network trained from scratch (do the trained weights matter?)",
+            bool(anew) or "scratch" in labels,
         ),
-        uniform.get(comparison.what_goes, "the same share of every layer (does the choice of layers matter?)"): any(
-            (a == "uniform" or settings[label].get("scope") == "layerwise")
-            and s != "random"
-            and label not in (DENSE_LONGER, *anew)
-            for label, (a, s) in parts.items()
-        ),
-        "the pruned network trained from scratch (do the trained weights matter?)": bool(anew) or "scratch" in parts,
-        "the dense network trained for as much longer (is a gain only the longer training?)": DENSE_LONGER in parts,
-    }
-    gone = [control for control, is_there in there.items() if not is_there]
-    return [f"There is no control of this kind: {'; '.join(gone)}."] if gone else []
+    ]
+
+
+def _in_rounds(settings: Mapping[str, str]) -> bool:
+    """Whether a method removes single weights a few at a time."""
+    return settings.get("schedule", "one-shot") != "one-shot"
 
 
 def _cells_missing(comparison: Comparison) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from srr_ext.comparison.grid import DENSE_LONGER, as_count, parse_method
 from srr_ext.comparison.records import Comparison, Failure, Row, Summary
 from srr_ext.comparison.running import LATENCY
 from srr_ext.comparison.statistics import Pair, Spread, Verdict, judge
-from srr_ext.files import read_json
+from srr_ext.files import DamagedFile, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +66,18 @@ def load(folder: str | Path) -> Comparison:
         A file is missing or damaged; the message names it.
     """
     folder = Path(folder)
+    try:
+        return _load(folder)
+    except DamagedFile:
+        raise
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(f"{folder} holds a comparison that is damaged ({type(error).__name__}: {error})") from error
+
+
+def _load(folder: Path) -> Comparison:
     config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise DamagedFile(f"{folder / CONFIG} holds no settings of a comparison")
     cells = [path for path in _finished(folder / CELLS) if path.is_dir()]
     found = [_read_cell(path) for path in cells]
     methods: dict[str, dict[str, Any]] = {}
@@ -75,7 +87,7 @@ def load(folder: str | Path) -> Comparison:
     rows = sorted((row for row, _, _ in found), key=lambda row: (order[row.method], -row.keep, row.seed))
     reports = [report for _, _, report in found]
     failures = [_read_failure(path) for path in _finished(folder / FAILED) if path.stem not in {c.name for c in cells}]
-    latency = read_json(folder / LATENCY) if (folder / LATENCY).is_file() else {}
+    latency = _read_latency(folder / LATENCY)
     facts = {name: reports[0].get(name) if reports else None for name in ("model", "data", "n_test_images")}
     facts["surgery_error"] = max((report.get("surgery_error") or 0.0 for report in reports), default=0.0)
     summaries = summary(rows)
@@ -227,13 +239,46 @@ def _read_cell(path: Path) -> tuple[Row, dict[str, Any], dict[str, Any]]:
     try:
         for name, kind in _NEEDED.items():
             if not isinstance(cell[name], kind):  # type: ignore[arg-type]
-                raise TypeError(f"{name} is {cell[name]!r}")
-        return _row(path.name, cell, report), cell, report
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(
+                raise TypeError(f"{name} is {reprlib.repr(cell[name])}")
+        for key, value in {"text": cell.get("text", ""), **(cell.get("settings") or {})}.items():
+            _check_kind(key, value, "str")
+        row = _row(path.name, cell, report)
+        for entry in fields(Row):
+            _check_kind(entry.name, getattr(row, entry.name), str(entry.type))
+        return row, cell, report
+    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
+        raise DamagedFile(
             f"{path} is not a finished cell of a comparison ({type(error).__name__}: {error}); "
             "remove the folder and run the comparison again"
         ) from error
+
+
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    """Refuse what a field of a row, by its annotation, does not hold; numbers are finite."""
+    if "int" in kind or "float" in kind:
+        whole = isinstance(value, int) or "float" in kind
+        right = (value is None and "None" in kind) or (_is_number(value) and whole)
+    else:
+        right = isinstance(value, str)
+    if not right:
+        raise TypeError(f"{name} is {reprlib.repr(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _read_latency(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the measured times, by the name of the cell."""
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict) or not all(_is_times(times) for times in found.values()):
+        raise DamagedFile(f"{path} holds no measured times; remove it, and run the comparison again")
+    return found
+
+
+def _is_times(value: Any) -> bool:
+    times: list[Any] = [value.get(name) for name in ("dense_ms", "pruned_ms")] if isinstance(value, dict) else [0]
+    return all(_is_number(time) and time > 0 for time in times)
 
 
 def _row(name: str, cell: Mapping[str, Any], report: Mapping[str, Any]) -> Row:
@@ -288,7 +333,7 @@ def _read_failure(path: Path) -> Failure:
     try:
         return Failure(content["method"], float(content["keep"]), int(content["seed"]), str(content["message"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not say what failed ({type(error).__name__}: {error}); remove it") from error
+        raise DamagedFile(f"{path} does not say what failed ({type(error).__name__}: {error}); remove it") from error
 
 
 def _order(config: Mapping[str, Any], roles: Mapping[str, str]) -> dict[str, tuple[bool, int, str]]:

@@ -71,7 +71,7 @@ def rehearse(config: CompareConfig, cells: Sequence[Cell], network: nn.Module, i
         if cell.config.retrain in REWINDS:
             begin = cell.config.retraining.begin
             try:
-                check_moments({str(begin): begin.step(per_epoch)}, per_epoch * config.dense.epochs)
+                check_moments({str(begin): begin.step(per_epoch)}, per_epoch * config.dense.epochs, "")
             except UsageError as error:
                 raise UsageError("--methods", f"{cell.method.text!r}: {error}") from error
     if config.rewind_weights is not None:

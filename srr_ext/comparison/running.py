@@ -13,9 +13,10 @@ import torch
 
 from srr_ext import artifacts
 from srr_ext.artifacts import RunFolder
+from srr_ext.checkpoints import lock_file
 from srr_ext.cli import steps
-from srr_ext.cli.parsing import UsageError, as_dict, blame, flag_of
-from srr_ext.cli.running import Session, blame_disk, do_in_folder, terminable
+from srr_ext.cli.parsing import UsageError, as_dict, blame, flag_of, parse
+from srr_ext.cli.running import Session, blame_disk, check_code, do_in_folder, terminable
 from srr_ext.comparison import rewinding
 from srr_ext.comparison.cells import CELLS, COMMANDS, FAILED, Failure, Job, discard_all
 from srr_ext.comparison.executors import make_executor
@@ -35,7 +36,7 @@ _SEEDS = 1 << 63  # what torch's generators take
 _LATENCY_SECONDS = 1.0  # for a network beside the dense one
 
 # Settings that do not change what a cell finds, and those that may grow.
-_FREE = ("output", "executor", "jobs", "download", "workers")
+_FREE = ("output", "resume", "executor", "jobs", "download", "workers")
 _GROWING = ("methods", "keep", "seeds", "controls")
 
 
@@ -43,6 +44,26 @@ def default_folder(config: CompareConfig) -> Path:
     """Return where a comparison is made if nothing else is said."""
     name = f"compare-{config.model}-{config.data}"
     return Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def resumed(config: CompareConfig, prog: str) -> CompareConfig:
+    """Return the settings of the comparison that ``--resume`` names.
+
+    Raises
+    ------
+    UsageError
+        There is none, or the flag does not go alone.
+    """
+    assert config.resume is not None
+    if replace(config, resume=None, model=CompareConfig.model) != CompareConfig():
+        raise UsageError("--resume", "goes alone: the settings are those of the comparison")
+    settings = config.resume / artifacts.CONFIG
+    if not settings.is_file():
+        raise UsageError("--resume", f"{config.resume} holds no comparison to go on with")
+    with blame("--resume"):
+        found = parse(CompareConfig, ["--config", str(settings)], prog)
+    check_code(found.model, config.model)
+    return replace(found, output=config.resume)
 
 
 def check(config: CompareConfig, folder: Path, session: Session) -> None:
@@ -132,6 +153,8 @@ def check_folder(config: CompareConfig, folder: Path) -> None:
     if not isinstance(before, dict) or "methods" not in before:
         raise UsageError("--output", f"{folder} is in use and holds no comparison; name a new or empty folder")
     now, default = as_dict(config), as_dict(CompareConfig())
+    if any(type(before.get(name, default[name])) is not type(default[name]) for name in _GROWING):
+        raise UsageError("--output", f"{folder} is in use and holds no comparison; name a new or empty folder")
     for name in _GROWING:
         old, new = before.get(name, default[name]), now[name]
         if name == "controls":
@@ -154,7 +177,7 @@ def _differences(before: Any, now: Any, default: Any, prefix: str = "") -> Itera
     for name, new in now.items():
         if prefix or name not in (*_FREE, *_GROWING):
             old = before.get(name, default[name])
-            if isinstance(new, dict):
+            if isinstance(new, dict) and isinstance(old, dict):
                 yield from _differences(old, new, default[name], f"{prefix}{name}.")
             elif old != new:
                 yield f"{prefix}{name}", (old, new)
@@ -173,7 +196,7 @@ def opened(folder: Path, config: CompareConfig) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        lock = open(folder / _LOCK, "rb", opener=lock_file)  # noqa: SIM115  # closed below
     except OSError as error:
         raise UsageError("--output", f"{folder} cannot be written ({error.strerror})") from error
     with lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found: object = load_file(path)
         else:
+            _refuse_amplifiers(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything that a program can
         raise ValueError(f"weights: {path} cannot be read as a checkpoint ({reason(error)})") from error
@@ -49,10 +52,34 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(f"weights: {path} holds no table of tensors; save model.state_dict() or use .safetensors")
+    for name, value in found.items():
+        if (
+            value.layout != torch.strided
+            or value.is_meta
+            or value.is_nested
+            or value.is_quantized
+            or value.is_complex()
+        ):
+            raise ValueError(f"weights: {path}: {name} is no plain tensor of numbers; save a state_dict of such")
     state = {str(name): value for name, value in found.items()}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def _refuse_amplifiers(path: Path) -> None:
+    """Refuse what lets a small file fill the memory, which ``weights_only`` does not.
+
+    That is compression, which torch.save never uses, and the byte arrays of any length that its unpickler makes.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save does not do; unpack it")
+    if path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"bytearray") >= 0:
+                raise ValueError("it asks for byte arrays, which no table of tensors holds")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -193,6 +193,8 @@ def cost_figure(structure: Mapping[str, Any]) -> str:
         for side, key in enumerate(("dense_ms", "pruned_ms")):
             spent[side].append(sum(row[key] or 0.0 for row in rest))
             macs[side].append(0.0)
+    from matplotlib.ticker import MaxNLocator
+
     scale, unit = _unit(max(macs[0], default=0))
     with style("cost"):
         figure, axes = rows_chart(names, 0.88, right=0.56 if times else 0.97)
@@ -205,6 +207,7 @@ def cost_figure(structure: Mapping[str, Any]) -> str:
             second.tick_params(labelleft=False)
             _before_after_bars(second, spent[0], spent[1])
             second.set_xlabel("milliseconds per batch")
+            second.xaxis.set_major_locator(MaxNLocator(nbins=4))  # short times have long labels
         _bar_legend(figure)
         return to_svg(
             figure,

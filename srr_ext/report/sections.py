@@ -81,7 +81,8 @@ def story(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
     network = f"{report.get('model', 'The network')} was pruned by {method}"
     first = f"{network}, which leaves {' and '.join(left)}." if left else f"{network}."
     epochs = [record for record in log if not str(record["stage"]).startswith("train dense")]
-    tuned = f"after {plural(len(epochs), 'epoch')} of fine-tuning" if epochs else "without fine-tuning"
+    training = "fine-tuning" if report.get("retrain", "finetune") == "finetune" else "training after it"
+    tuned = f"after {plural(len(epochs), 'epoch')} of {training}" if epochs else f"without {training}"
     facts = []
     top1 = report.get("top1") or {}
     if has_numbers(top1, "dense", "final"):

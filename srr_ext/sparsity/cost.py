@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srr_ext.copying import copy_model
 from srr_ext.inputs import detached, run
-from srr_ext.measuring import measuring
+from srr_ext.measuring import attention_in_steps, measuring
 from srr_ext.sparsity.masks import Masks
 
 # Products in which every entry of an operand is used equally often; what else torch counts, attention, reads no weight.
@@ -64,7 +63,7 @@ def sparse_cost(model: nn.Module, masks: Masks, example_inputs: Any) -> dict[str
     kept = _kept_entries(twin, masks)
     params = sum(p.numel() for p in twin.parameters())
     counter = FlopCounterMode(display=False)
-    with measuring(0), torch.no_grad(), _step_by_step(), counter, _Savings(counter, kept) as savings:
+    with measuring(0), torch.no_grad(), attention_in_steps(), counter, _Savings(counter, kept) as savings:
         run(twin, detached(example_inputs))
     macs = counter.get_total_flops() // 2
     gone = sum(int((~entries).sum()) for entries in kept.values())
@@ -72,17 +71,6 @@ def sparse_cost(model: nn.Module, masks: Masks, example_inputs: Any) -> dict[str
         "macs": {"dense": macs, "pruned": macs - savings.macs},
         "params": {"dense": params, "pruned": params - gone},
     }
-
-
-@contextmanager
-def _step_by_step() -> Iterator[None]:
-    """Keep torch from running an attention layer as one operation, whose products its counter does not see."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _kept_entries(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[int, Tensor]:

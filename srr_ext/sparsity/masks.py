@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from srr_ext.files import existing, replace_file
+from srr_ext.files import DamagedFile, existing, parse_json, replace_file
 
 _FORMAT = "srr_ext masks 1"
 
@@ -172,15 +172,17 @@ class Masks(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as file:
                 about = (file.metadata() or {}).get("format", "")
                 if not about.startswith(f"{_FORMAT} "):
-                    raise ValueError(f"{path} is no file of masks; srr_ext.sparsity.Masks.save writes them")
-                order = json.loads(about.removeprefix(_FORMAT))
+                    raise DamagedFile(f"{path} is no file of masks; srr_ext.sparsity.Masks.save writes them")
+                order = parse_json(about.removeprefix(_FORMAT))
                 masks = {name: file.get_tensor(name) for name in order}
                 complete = sorted(order) == sorted(file.keys())
             if not complete or not all(_clean(mask) for mask in masks.values()):
                 raise TypeError("it holds other tensors than the masks it names")
             return cls(masks)
-        except (SafetensorError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error})") from error
+        except DamagedFile:
+            raise
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise DamagedFile(f"{path} is damaged ({error})") from error
 
     def _parameter(self, model: nn.Module, name: str) -> Tensor:
         try:

@@ -28,7 +28,7 @@ class Gradual:
 
     begin: float = 0.0
     end: float = 0.5
-    every: int = 100
+    every: int = 20
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
 from srr_ext.copying import copy_model
 from srr_ext.training.lending import seeded
+
+_STREAM = 1  # any number, but always this one
 
 
 def reinitialise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -19,7 +22,7 @@ def reinitialise(model: nn.Module, seed: int = 0) -> nn.Module:
     model : nn.Module
         Left as it is.
     seed : int, default 0
-        Fixes the weights.
+        Fixes the weights. They are others than those of a network that was made under ``torch.manual_seed(seed)``.
 
     Returns
     -------
@@ -36,10 +39,15 @@ def reinitialise(model: nn.Module, seed: int = 0) -> nn.Module:
         would keep their trained values.
     """
     fresh = copy_model(model)
-    with seeded(seed), torch.no_grad():
+    with seeded(_own_stream(seed)), torch.no_grad():
         for name, module in reversed(list(fresh.named_modules())):
             _reset(module, name or "the model itself")
     return fresh.requires_grad_(True)
+
+
+def _own_stream(seed: int) -> int:
+    """Return another seed, so that a network which resets itself as it was made does not get its first weights back."""
+    return int(np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _reset(module: nn.Module, name: str) -> None:

@@ -120,6 +120,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     for name, tensor in tensors.items():
         index, _, key = name.partition(":")
         like = parameters[int(index)]
+        if tensor.numel() > 1 and tensor.shape != like.shape:
+            raise RuntimeError(f"{key} of parameter {index} has shape {list(tensor.shape)}")
         if tensor.shape == like.shape:  # in the memory format in which the optimiser would make it
             tensor = torch.empty_like(like).copy_(tensor)
         entries.setdefault(int(index), {})[key] = tensor
