@@ -1,7 +1,8 @@
 # make prune   train, prune and fine-tune the embedded example        make test   all tests
 # make install the environment alone       make lint   style and types       make bench  benchmarks       make docs  site/
-# make sanitize  the C++ tests under ThreadSanitizer, then AddressSanitizer and UBSan
-# make fuzz      readers of files, run folders and settings against random bad input; EXAMPLES=20000 takes an hour
+# make sanitize  the C++ tests under ThreadSanitizer, AddressSanitizer and UBSan; the tests of the ops under the latter two
+# make fuzz      readers of files, run folders and settings against random bad input; EXAMPLES=20000 takes about 20 minutes
+# make soak      random networks, methods and ops for MINUTES=30, none of which may fail, nor the memory grow
 # make gpu-check  on a machine with a GPU: build, tests, compute-sanitizer and benchmarks, within ten minutes
 #
 # Each target does all set-up it needs, and only once: the environment again when requirements.lock changes, the native
@@ -22,7 +23,7 @@ CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 # A machine for gpu-check may have torch and nvcc, but no network to make an environment from.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install prune test pytest ctest sanitize fuzz lint bench gpu-check docs clean
+.PHONY: install prune test pytest ctest sanitize fuzz soak lint bench gpu-check docs clean
 .DELETE_ON_ERROR:
 
 install: $(BUILT)
@@ -60,11 +61,17 @@ sanitize: $(LOCKED)
 		$(BIN)/cmake --build build/$$kind && \
 		$(BIN)/ctest --test-dir build/$$kind --output-on-failure --parallel 2 || exit 1; \
 	done
+	$(BIN)/python python_tests/sanitized_ops.py
 
 # A failure prints the example; an @example of it then belongs into the test.
 fuzz: $(BUILT)
 	SRR_FUZZ=$(or $(EXAMPLES),2000) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal \
 		python_tests/test_fuzz_readers.py python_tests/test_fuzz_folders.py $(ARGS)
+
+# A job that failed is done again, alone, with SEED=12345.
+soak: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python python_tests/soak.py $(if $(SEED),--repeat $(SEED),--minutes $(or $(MINUTES),30) \
+		--output $(or $(OUTPUT),benchmarks/results/soak-cpu.json)) $(ARGS)
 
 lint: $(LOCKED)
 	$(BIN)/ruff check .

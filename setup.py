@@ -8,6 +8,9 @@
 CUDA ones when csrc/cuda has any, torch has CUDA and a fitting nvcc is found, whether or not a GPU is present; ``cpu``;
 ``cuda``, which fails when it cannot; ``none``, after which the package computes with its plain Python reference and
 says so. nvcc may be a system's or pip's; docs/building.md tells where it is looked for.
+
+``SRR_SANITIZE=address`` with ``SRR_BUILD=cpu`` builds the CPU kernels under AddressSanitizer and UBSan, for
+`python_tests/sanitized_ops.py`; nothing is left in the source tree then.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ MODES = ("auto", "cpu", "cuda", "none")
 # Contraction off: decisions in double precision must be the same on every machine (see csrc/cpu/unit_filters.h).
 CXX_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden"]
 CXX_FLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch's headers have unused parameters
+# For SRR_SANITIZE=address. Frames are kept for readable reports; every finding ends the process.
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 # -lineinfo costs no speed and lets profilers and compute-sanitizer name lines; all architectures are compiled at once.
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-lineinfo", "--threads=0"]
 TORCH_TARGET = "2.10"  # the oldest torch whose stable ABI has all we call; one build serves it and every later one
@@ -76,6 +81,16 @@ def requested_mode() -> str:
     if mode not in MODES:
         sys.exit(f"SRR_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
     return mode
+
+
+def sanitized(mode: str) -> bool:
+    """Whether SRR_SANITIZE asks for a build under sanitizers, which is one of the CPU kernels alone."""
+    kind = os.environ.get("SRR_SANITIZE", "")
+    if kind not in ("", "address"):
+        sys.exit(f"SRR_SANITIZE must be address or empty, got {kind!r}")
+    if kind and mode != "cpu":
+        sys.exit(f"SRR_SANITIZE={kind} goes with SRR_BUILD=cpu, got SRR_BUILD={mode}")
+    return bool(kind)
 
 
 def pip_folders() -> list[Path]:
@@ -162,7 +177,7 @@ def torch_target_flag() -> str:
     return f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000"
 
 
-def extensions(toolkit: Toolkit | None) -> list[Extension]:
+def extensions(toolkit: Toolkit | None, sanitize: bool = False) -> list[Extension]:
     """List the objects to build: _C, and _C_cuda with the CUDA kernels."""
     if toolkit:  # before torch.utils.cpp_extension is imported: it reads both once, and fails without a GPU
         os.environ["CUDA_HOME"] = str(toolkit.home)
@@ -173,12 +188,14 @@ def extensions(toolkit: Toolkit | None) -> list[Extension]:
     import pybind11
     from torch.utils.cpp_extension import CppExtension
 
+    flags = SANITIZE_FLAGS if sanitize else []
     built = [
         CppExtension(
             f"{PACKAGE}._C",
             ["csrc/library.cpp", *sources("cpu/*.cpp")],
             include_dirs=[pybind11.get_include()],
-            extra_compile_args={"cxx": [*CXX_FLAGS, torch_target_flag()]},
+            extra_compile_args={"cxx": [*CXX_FLAGS, torch_target_flag(), *flags]},
+            extra_link_args=flags,
             depends=sources("**/*.*h"),
         )
     ]
@@ -252,6 +269,7 @@ class BuildPy(build_py):
 def main() -> None:
     """Decide, announce, build."""
     mode = requested_mode()
+    sanitize = sanitized(mode)
     toolkit, reason = decide_cuda(mode)
     built = "none" if mode == "none" else "cuda" if toolkit else "cpu"
     print(f"srr_ext: SRR_BUILD={mode}, building {built} ({reason})", file=sys.stderr, flush=True)
@@ -260,7 +278,7 @@ def main() -> None:
         setup(cmdclass={"build_py": BuildPy})
         return
 
-    ext_modules = extensions(toolkit)
+    ext_modules = extensions(toolkit, sanitize)
     BuildPy.config = build_config(mode, toolkit)  # after extensions(), which settles the CUDA architectures
     from torch.utils.cpp_extension import BuildExtension
 
@@ -268,7 +286,11 @@ def main() -> None:
         """BuildExtension that leaves objects and record in the source tree too, which shadows an installed copy."""
 
         def run(self) -> None:
+            if sanitize and self.inplace:
+                sys.exit("SRR_SANITIZE goes without an editable install: the library would lie in the source tree")
             super().run()
+            if sanitize:
+                return  # whoever imports it from the source tree without the sanitizers' libraries could not load it
             if not self.inplace:
                 self.copy_extensions_to_source()
             write_config(ROOT / PACKAGE, BuildPy.config)

@@ -35,6 +35,14 @@ std::string compiler() {
 #endif
 }
 
+std::string sanitizer() {
+#if defined(__SANITIZE_ADDRESS__)
+  return "address";
+#else
+  return "";
+#endif
+}
+
 std::vector<std::string> cpu_features() {
   std::vector<std::string> features;
 #if defined(__x86_64__)
@@ -60,6 +68,7 @@ PYBIND11_MODULE(_C, m) {
         info["torch_built"] = TORCH_VERSION;
         info["cpu_features"] = cpu_features();
         info["cpu_kernel"] = srr::cpu::cosine_kernel().name;
+        info["sanitizer"] = sanitizer();
         return info;
       },
       "How this object was built, and what this CPU lets it use.");

@@ -208,13 +208,25 @@ def test_an_editable_install_decides_for_the_clone(clone):
     assert record_in(clone) == "none"
 
 
-def run_setup(mode: str) -> subprocess.CompletedProcess[str]:
+def run_setup(mode: str, **switches: str) -> subprocess.CompletedProcess[str]:
     """Ask setup.py for the version only, which builds nothing but decides everything."""
     return subprocess.run(
         [sys.executable, "setup.py", "--version"],
         cwd=ROOT,
-        env={**os.environ, "SRR_BUILD": mode},
+        env={**os.environ, "SRR_BUILD": mode, **switches},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "message"),
+    [
+        ("cpu", "memory", "SRR_SANITIZE must be address or empty, got 'memory'"),
+        ("auto", "address", "SRR_SANITIZE=address goes with SRR_BUILD=cpu, got SRR_BUILD=auto"),
+    ],
+)
+def test_sanitizers_that_cannot_be(mode, kind, message):
+    done = run_setup(mode, SRR_SANITIZE=kind)
+    assert done.returncode == 1 and message in done.stderr

@@ -83,7 +83,8 @@ def build_info() -> dict[str, Any]:
         SRR_BUILD that was asked for), ``compiler``, ``cxx_standard``, ``cuda`` (toolkit version or None),
         ``cuda_archs``, ``torch_target`` (oldest torch the library runs under), ``torch_built`` (the one it was compiled
         against), ``torch`` (the one it runs under), ``cpu_features`` and ``cpu_kernel`` (what this CPU has, and which
-        matrix kernel was chosen for it). Without a library the facts about it are None or empty.
+        matrix kernel was chosen for it), ``sanitizer`` ("address" for a build with SRR_SANITIZE=address, else empty).
+        Without a library the facts about it are None or empty.
 
     Examples
     --------
@@ -102,6 +103,7 @@ def build_info() -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_features": [],
         "cpu_kernel": None,
+        "sanitizer": "",
     }
     info.update(_CONFIG)
     if _LIBRARY is not None:
