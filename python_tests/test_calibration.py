@@ -208,3 +208,23 @@ def test_make_plan_refuses_batches_that_are_gone_after_one_pass() -> None:
     net = chain()
     with pytest.raises(TypeError, match="train: expected batches that can be gone through again, a list say, got gen"):
         make_plan(net.model, net.inputs, keep_macs=0.9, data=batches_once())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("method", ["taylor2016", "taylor2019", "aofp", "eigendamage", "c_obd", "cpli", "he2017"])
+def test_batches_without_images_are_refused_by_every_method(method: str, place: int) -> None:
+    """Wherever they stand; a batch of targets that nobody reads may be empty."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3))
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    batches = [(images, labels), (images, labels)]
+    batches[place] = (images[:0], labels[:0])
+    options = {"allocator": "uniform", "selector": method, "keep_params": 0.6}
+    with pytest.raises(ValueError, match=f"data: batch {place} of the training batches holds no images"):
+        srr_ext.make_plan(model, images, data=batches, **options)
+    with pytest.raises(ValueError, match=f"data: batch {place} of the validation batches holds no images"):
+        srr_ext.make_plan(model, images, allocator="sensitivity", keep_params=0.6,
+                          data=srr_ext.Calibration([batches[1 - place]], batches))  # fmt: skip
+    unread = srr_ext.Calibration([(images, labels[:0])], loss=lambda scores, _: scores.square().mean())
+    if method.startswith("taylor"):
+        srr_ext.make_plan(model, images, data=unread, **options)

@@ -156,6 +156,10 @@ def test_every_command_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(_Printed):
                         _parse(arguments)
                     seen += 1
+                elif program == "torchrun":
+                    at = arguments.index("-m")
+                    _parse([arguments[at + 1].removeprefix("srr_ext."), *arguments[at + 2 :]])
+                    seen += 1
                 elif program == "make":
                     assert re.search(rf"^{arguments[0]}:", makefile, re.M), arguments
                 else:

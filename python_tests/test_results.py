@@ -23,9 +23,14 @@ COMPARISONS = sorted(folder for folder in RESULTS.glob("*/*") if (folder / "cell
 CLAIM = RESULTS / "claim-order"
 METHOD = {"allocator", "selector", "gamma", "distance", "plan"}
 # Settings that the older runs did not have yet, and what they did.
-NEW = "distance split_seed calibration update retrain sparse rewind_to rewind_weights resume snapshots".split()
+NEW = (
+    "distance split_seed skip_corrupt calibration update retrain sparse rewind_to rewind_weights resume snapshots "
+    "keep_latency latency_batch shard"
+).split()
 LATER = {name: value for name, value in as_dict(PruneConfig()).items() if name in NEW}
-LATER_DENSE = {name: as_dict(TrainRunConfig())[name] for name in ("split_seed", "snapshots", "resume")}
+LATER_DENSE = {
+    name: as_dict(TrainRunConfig())[name] for name in ("split_seed", "skip_corrupt", "shard", "snapshots", "resume")
+}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
+from srr_ext.data import Batches
 from srr_ext.training import loop, make_optimizer
 
 
 class Fixed:
-    """The same images in the same order in every epoch, through torch's loader.
+    """The same images in the same order in every epoch.
 
     Parameters
     ----------
@@ -41,9 +41,23 @@ class Fixed:
 
     def batches(
         self, split: str, batch_size: int, *, train: bool = False, seed: int = 0, device: torch.device | str = "cpu"
-    ) -> DataLoader[tuple[Tensor, ...]]:
+    ) -> InOrder:
         """Iterate over a split."""
-        return DataLoader(TensorDataset(*(t.to(device) for t in self._splits[split])), batch_size)
+        images, labels = (t.to(device) for t in self._splits[split])
+        return InOrder(images, labels, batch_size)
+
+
+class InOrder(Batches):
+    """Batches of these images, from the first to the last."""
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int) -> None:
+        super().__init__(len(labels), batch_size, False, 0, images.device)
+        self.images, self.labels = images, labels
+
+    def _make(self, chunks: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in chunks:
+            mine = chunk[self.processes.share]
+            yield self.images[mine], self.labels[mine]
 
 
 def random_data(n: int = 24, n_classes: int = 7, *, validation: int = 0, scale: float = 1.0) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 Batch = tuple[Any, Tensor]
 
@@ -62,15 +62,18 @@ def batches_on(device: torch.device, batches: Iterable[Batch], what: str) -> Ite
     Raises
     ------
     ValueError
-        If there is none; ``what`` says which are missing.
+        If there is none, where ``what`` says which are missing, or one of them holds no images.
     TypeError
         If a batch is no pair of inputs and targets.
     """
     empty = True
-    for batch in batches:
+    for number, batch in enumerate(batches):
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise TypeError(f"data: expected batches of (inputs, targets), got {type(batch).__name__}")
         empty = False
+        first = next((leaf for leaf in tree_leaves(batch[0]) if isinstance(leaf, Tensor)), None)
+        if first is not None and first.ndim and not len(first):
+            raise ValueError(f"data: batch {number} of the {what} holds no images; leave empty batches out")
         inputs, targets = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(batch))
         yield inputs, targets
     if empty:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from srr_ext.artifacts import CHECKPOINT, CONFIG, EVENTS, LOG, REPORT
 from srr_ext.files import DamagedFile, parse_json, read_bytes, read_json, replace_file, write_json
+from srr_ext.processes import processes
 
 _REACHED, _COMMAND, _GIVEN, _LOCK = "reached.json", "command.json", "given.json", "lock"
 
@@ -132,7 +133,8 @@ class Checkpoint:
                 raise ValueError(f"another process is at work in {self.run}; wait for it, or stop it") from error
             if command is not None:
                 digests = {str(path): _digest(path) for path in files if path.is_file()}
-                write_json(self.path / _GIVEN, {"folder": str(Path.cwd()), "files": digests})
+                given = {"folder": str(Path.cwd()), "files": digests, "processes": processes().count}
+                write_json(self.path / _GIVEN, given)
                 write_json(self.path / _COMMAND, command)
             yield
 
@@ -147,8 +149,14 @@ class Checkpoint:
         given = read_json(self.path / _GIVEN)
         try:
             folder, files = str(given["folder"]), {str(path): str(digest) for path, digest in given["files"].items()}
-        except (AttributeError, KeyError, TypeError) as error:
+            count = int(given.get("processes", 1))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"{self.path / _GIVEN} is damaged; begin the run anew") from error
+        if count != (here := processes().count):
+            raise ValueError(
+                f"the run was begun with {count} processes, but these are {here}; start {count}, with which it ends "
+                "as if it had not been stopped"
+            )
         for path, digest in files.items():
             if not Path(path).is_file():
                 raise ValueError(f"{path}, which the run was given in {folder}, is not there; go on in that folder")
@@ -210,15 +218,22 @@ class Checkpoint:
         state = self._write(f"training-{other}", tensors)
         self._record(replace(before, training=training, state=state))
 
-    def kept(self, training: str) -> dict[str, Tensor] | None:
+    def kept(self, training: str, reached: Reached | None = None) -> dict[str, Tensor] | None:
         """Return the state of the training that was under way; None if that is not this one.
+
+        Parameters
+        ----------
+        training : str
+            What it is called.
+        reached : Reached, optional
+            What is finished, where that is known.
 
         Raises
         ------
         ValueError
             The file is missing or damaged.
         """
-        reached = self.reached
+        reached = reached or self.reached
         return self._read(reached.state) if reached.training == training else None
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> str:
@@ -241,15 +256,22 @@ class Checkpoint:
     def _read(self, name: str) -> dict[str, Tensor]:
         return Stored(self.path / Path(name).name)
 
-    def finished(self, stage: str) -> Finished | None:
+    def finished(self, stage: str, reached: Reached | None = None) -> Finished | None:
         """Return what a stage has made, if it is the last that was finished.
+
+        Parameters
+        ----------
+        stage : str
+            Its name.
+        reached : Reached, optional
+            What is finished, where that is known.
 
         Raises
         ------
         ValueError
             The file is missing or damaged.
         """
-        reached = self.reached
+        reached = reached or self.reached
         if reached.stage != stage:
             return None
         return Finished(reached.number, self._read(reached.tensors) if reached.tensors else {})

@@ -1,4 +1,4 @@
-"""What a plan leaves: multiply-accumulates, parameters or channels, in exact integers."""
+"""What a plan leaves: multiply-accumulates, parameters or channels, in exact integers; and what it is to leave."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 
 from srr_ext.channels.records import ChannelAnalysis, ChannelGroup, Layer
 
-Quantity = Literal["macs", "params", "channels"]
+Counted = Literal["macs", "params", "channels"]  # exactly, from the shapes
+Quantity = Literal["macs", "params", "channels", "latency"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Target:
 
     Attributes
     ----------
-    quantity : {"macs", "params", "channels"}
-        What is counted.
+    quantity : {"macs", "params", "channels", "latency"}
+        What is counted, or measured.
     keep : float
         Share that is *kept*, in (0, 1]: 0.5 leaves at most half of the dense model's.
 
@@ -61,7 +62,11 @@ class Target:
 
     @classmethod
     def choose(
-        cls, keep_macs: float | None = None, keep_params: float | None = None, keep_channels: float | None = None
+        cls,
+        keep_macs: float | None = None,
+        keep_params: float | None = None,
+        keep_channels: float | None = None,
+        keep_latency: float | None = None,
     ) -> Target:
         """Make the target from the one option that is given.
 
@@ -70,12 +75,26 @@ class Target:
         ValueError
             If none or several are given.
         """
-        options: dict[Quantity, float | None] = {"macs": keep_macs, "params": keep_params, "channels": keep_channels}
+        options: dict[Quantity, float | None] = {
+            "macs": keep_macs,
+            "params": keep_params,
+            "channels": keep_channels,
+            "latency": keep_latency,
+        }
         given = [cls(quantity, keep) for quantity, keep in options.items() if keep is not None]
         if len(given) != 1:
             got = ", ".join(f"{target.option}={target.keep}" for target in given) or "none"
-            raise ValueError(f"give exactly one of keep_macs, keep_params and keep_channels; got {got}")
+            raise ValueError(f"give exactly one of keep_macs, keep_params, keep_channels and keep_latency; got {got}")
         return given[0]
+
+
+class Walker(Protocol):
+    """A cost that follows removals one vertex at a time."""
+
+    current: int
+
+    def remove(self, group_index: int, vertex: int) -> int:
+        """Remove one vertex and return the cost that is left."""
 
 
 class CostModel:
@@ -103,12 +122,17 @@ class CostModel:
     :math:`positions \cdot w` and its parameters :math:`w + tensors \cdot n'_{out}`; to their sums come the MACs and the
     parameters that no plan changes. "channels" counts output channels of all producers of all groups, pinned ones
     included. One multiply-accumulate is two floating point operations.
+
+    Times are counted by `srr_ext.latency_table.LatencyCost`, which allocators use alike.
     """
 
-    def __init__(self, analysis: ChannelAnalysis, quantity: Quantity) -> None:
-        Target(quantity, 1.0).validate()
+    attempts: ClassVar[int] = 1  # how often a plan is made at most, until what it leaves is what was asked for
+
+    def __init__(self, analysis: ChannelAnalysis, quantity: Counted) -> None:
+        if quantity not in get_args(Counted):
+            raise ValueError(f"quantity must be one of {', '.join(get_args(Counted))}, got {quantity!r}")
         self.analysis = analysis
-        self.quantity = quantity
+        self.quantity: Quantity = quantity
         self._groups = {group.name: group for group in analysis.groups}
         self._producers = {member.module for group in analysis.groups for member in group.producers}
         layers = {name: self.layer_cost(layer, layer.n_in, layer.n_out) for name, layer in analysis.layers.items()}
@@ -149,16 +173,20 @@ class CostModel:
         """
         channels = {name: [layer.n_in, layer.n_out] for name, layer in self.analysis.layers.items()}
         for name, vertices in kept.items():
-            gone = ~_kept_mask(self._group(name), vertices)
+            gone = ~kept_mask(self._group(name), vertices)
             for member in self._group(name).members:
                 owned = member.vertex[member.vertex >= 0]
                 channels[member.module][member.side == "out"] -= int(gone[owned].sum())
         layers = self.analysis.layers
         return self._fixed + sum(self.layer_cost(layers[name], *sizes) for name, sizes in channels.items())
 
-    def walker(self, groups: Sequence[ChannelGroup]) -> CostWalker:
+    def walker(self, groups: Sequence[ChannelGroup]) -> Walker:
         """Return a counter that starts dense and follows removals one vertex at a time, by index into ``groups``."""
         return CostWalker(self, groups)
+
+    def miss(self, kept: Mapping[str, np.ndarray], target: Target) -> float:
+        """Return how far a plan really is from a target that it meets by this model; what is counted is exact: 0."""
+        return 0.0
 
     def _group(self, name: str) -> ChannelGroup:
         if name not in self._groups:
@@ -214,7 +242,8 @@ def _touched(group: ChannelGroup, position: Mapping[str, int]) -> list[list[tupl
     return [[(index, *rows[v]) for index, rows in by_layer if any(rows[v])] for v in range(group.size)]
 
 
-def _kept_mask(group: ChannelGroup, vertices: np.ndarray) -> np.ndarray:
+def kept_mask(group: ChannelGroup, vertices: np.ndarray) -> np.ndarray:
+    """Return which vertices of a group stay, bool [size]; a ValueError names those that do not exist or stand twice."""
     vertices = np.asarray(vertices)
     if vertices.size and (vertices.min() < 0 or vertices.max() >= group.size):
         raise ValueError(f"kept vertices of group {group.name!r} must be in [0, {group.size}), got {vertices.tolist()}")

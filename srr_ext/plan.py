@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,21 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srr_ext.allocators import Allocator, decide
+from srr_ext.allocators import Allocator, decide, require_groups
 from srr_ext.allocators.base import NodeOrder
 from srr_ext.allocators.decide import DEFAULT_FLOOR
 from srr_ext.allocators.schedule import Floor
 from srr_ext.calibration import Batch, Calibration
 from srr_ext.channels import ChannelAnalysis, analyze_channels
-from srr_ext.cost import CostModel, Quantity, Target
+from srr_ext.cost import CostModel, Counted, Target
 from srr_ext.criteria import Selector
 from srr_ext.files import parse_json, read_bytes, write_text
 from srr_ext.graph import Distance, select_groups
+from srr_ext.latency_table import LatencyCost, LatencyTable, with_batch
+from srr_ext.latency_table.cost import DEFAULT_BATCH
 from srr_ext.layers import kept_positions, widths_of
+from srr_ext.plan_fields import FIELDS, WIDEST
 from srr_ext.progress import Progress
 
 SCHEMA_VERSION = 1
-_WIDEST = 1 << 31  # channels of a layer; what a file may claim
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PruningPlan:
     allocator, selector : str
         The method.
     target : dict
-        Quantity ("macs", "params" or "channels") to the share that was to be kept.
+        Quantity ("macs", "params", "channels" or "latency") to the share that was to be kept.
     gamma : float or None
         Distance threshold of the filter graphs, for allocators that use one.
     seed : int
@@ -66,7 +67,8 @@ class PruningPlan:
     groups : dict
         Group name to ``{"size", "kept"}``: how many vertices it had and has.
     cost : dict
-        ``{"macs": {"dense", "pruned"}, "params": {...}, "channels": {...}}``, for the example inputs.
+        ``{"macs": {"dense", "pruned"}, "params": {...}, "channels": {...}}``, for the example inputs. With the target
+        "latency" that, too: nanoseconds of a batch, both networks measured as wholes when the plan was made.
     widths : dict
         Module name to its ``[output, input]`` channels before the cut, for every module of a kind that can be cut.
     info : dict
@@ -123,7 +125,7 @@ class PruningPlan:
             raise ValueError(f"{origin}: not a pruning plan ({problem})")
         content["layers"] = {name: _read_layer(name, entry, origin) for name, entry in layers.items()}
         for name, value in content.items():
-            if not _FIELDS[name](value):
+            if not FIELDS[name](value):
                 raise ValueError(f"{origin}: field {name!r} is not what a plan holds there")
         plan = cls(**content)
         for name, layer in plan.layers.items():
@@ -148,52 +150,13 @@ class PruningPlan:
         return cls.from_json(read_bytes(Path(path)).decode("utf-8", errors="replace"), str(path))
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_counts(value: Any, whole: str, part: str) -> bool:
-    """Whether a value says how many there were and are: 0 < part <= whole."""
-    right = _maps(value, _is_int) and value.keys() == {whole, part}
-    return right and 0 < value[part] <= value[whole] < 1 << 63
-
-
-def _maps(value: Any, entry: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(entry(item) for item in value.values())
-
-
-def _is_width(value: Any) -> bool:
-    sides = value if isinstance(value, list) and len(value) == 2 else (0, 0)
-    return all(side is None or (_is_int(side) and 0 < side < _WIDEST) for side in sides)
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {  # what each field of a plan file may hold
-    "layers": lambda value: isinstance(value, dict),
-    "allocator": lambda value: isinstance(value, str),
-    "selector": lambda value: isinstance(value, str),
-    "target": lambda value: _maps(value, _is_number),
-    "gamma": lambda value: value is None or _is_number(value),
-    "seed": _is_int,
-    "options": lambda value: isinstance(value, dict),
-    "groups": lambda value: _maps(value, lambda sizes: _is_counts(sizes, "size", "kept")),
-    "cost": lambda value: _maps(value, lambda counts: _is_counts(counts, "dense", "pruned")),
-    "widths": lambda value: _maps(value, _is_width),
-    "info": lambda value: isinstance(value, dict),
-    "fingerprint": lambda value: isinstance(value, str),
-}
-
-
 def _read_layer(name: str, entry: Any, origin: str) -> LayerPlan:
     def read(side: str) -> tuple[int, ...] | None:
         indices = entry.get(side)
         if indices is None:
             return None
         whole = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
-        if not whole or not indices or indices[0] < 0 or indices != sorted(set(indices)) or indices[-1] >= _WIDEST:
+        if not whole or not indices or indices[0] < 0 or indices != sorted(set(indices)) or indices[-1] >= WIDEST:
             raise ValueError(f"{origin}: layer {name!r}: {side!r} must be increasing channel indices or null")
         return tuple(indices)
 
@@ -228,7 +191,7 @@ def plan_from_vertices(analysis: ChannelAnalysis, kept: Mapping[str, Iterable[in
     """
     choice = {name: np.unique(np.asarray(list(vertices), dtype=np.int64)) for name, vertices in kept.items()}
     cost = {}
-    for quantity in get_args(Quantity):
+    for quantity in get_args(Counted):
         model = CostModel(analysis, quantity)  # checks names and ranges
         cost[quantity] = {"dense": model.dense, "pruned": model.of(choice)}
     for name, vertices in choice.items():
@@ -271,6 +234,9 @@ def make_plan(
     keep_macs: float | None = None,
     keep_params: float | None = None,
     keep_channels: float | None = None,
+    keep_latency: float | None = None,
+    latency_batch: int = DEFAULT_BATCH,
+    latency_table: LatencyTable | None = None,
     gamma: float | Literal["auto"] = "auto",
     distance: Distance = "rms",
     streams: Literal["keep", "prune"] = "keep",
@@ -295,8 +261,14 @@ def make_plan(
         How many channels each group loses, see `available_allocators`.
     selector : str or callable, default "l1"
         Which channels of a group go first, see `available_selectors`.
-    keep_macs, keep_params, keep_channels : float, optional
+    keep_macs, keep_params, keep_channels, keep_latency : float, optional
         Share to keep, in (0, 1]; exactly one of them. ``keep_channels`` counts output channels of prunable layers.
+        ``keep_latency`` is about the time of a forward pass in evaluation mode, where the model is, with as many
+        threads as torch has now: its operations are measured, see `srr_ext.latency_table.LatencyCost`.
+    latency_batch : int, default 64
+        For ``keep_latency``: of how many images; the example inputs are repeated until there are so many.
+    latency_table : LatencyTable, optional
+        For ``keep_latency``: where times come from; default the user's cache for this device.
     gamma : float or "auto", default "auto"
         Distance threshold of the filter graphs (`srr` only); "auto" finds the smallest one with which every removal
         is made in a layer of redundancy above 1.
@@ -314,7 +286,7 @@ def make_plan(
     node_order : {"selector", "random", "degree"}, default "selector"
         Order in which redundancy trajectories remove filters (`srr` only).
     seed : int, default 0
-        Same inputs and seed, same plan, byte for byte.
+        Same inputs and seed, same plan, byte for byte; with ``keep_latency``, same table of times, too.
     data : Calibration or iterable of (inputs, targets), optional
         Images for the methods that look at some; see `srr_ext.Calibration`.
     progress : Progress, optional
@@ -336,7 +308,8 @@ def make_plan(
     ----------
     Z. Wang, C. Li, X. Wang, "Convolutional Neural Network Pruning with Structural Redundancy Reduction", CVPR 2021.
     """
-    target = Target.choose(keep_macs, keep_params, keep_channels)
+    target = Target.choose(keep_macs, keep_params, keep_channels, keep_latency)
+    batch = with_batch(example_inputs, latency_batch)  # refuses what is no number of images
     ignored = tuple(ignored)
     if analysis is not None and ignored:
         raise ValueError("ignored: give it to analyze_channels, whose result is used, not to make_plan")
@@ -344,6 +317,19 @@ def make_plan(
     if analysis.widths != widths_of(model):
         raise ValueError("analysis: was made for another model; call analyze_channels(model, example_inputs)")
     groups = select_groups(analysis, streams)
+    cost = None
+    if target.quantity == "latency":
+        require_groups(analysis, groups)
+        cost = LatencyCost(
+            model,
+            batch,
+            analysis,
+            groups,
+            trial=example_inputs,
+            table=latency_table,
+            keep=target.keep,
+            progress=progress,
+        )
     kept, allocation = decide(
         analysis,
         groups,
@@ -360,9 +346,12 @@ def make_plan(
         seed=seed,
         data=Calibration.of(data),
         progress=progress,
+        cost=cost,
     )
     info = dict(allocation.info)
-    return plan_from_vertices(
+    if cost is not None:
+        info["latency"] = {**cost.record(kept), "batch_size": latency_batch}
+    plan = plan_from_vertices(
         analysis,
         kept,
         allocator=_name(allocator),
@@ -382,6 +371,7 @@ def make_plan(
         info=info,
         fingerprint=fingerprint(model),
     )
+    return plan if cost is None else replace(plan, cost=plan.cost | {"latency": cost.measured(kept)})
 
 
 def _name(method: Any) -> str:

@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +40,7 @@ from srr_ext.cli.training import (
 from srr_ext.config import PruneConfig
 from srr_ext.cost import CostModel, Target
 from srr_ext.data import ImageData
-from srr_ext.files import read_json
+from srr_ext.files import read_json, write_json
 from srr_ext.graph import select_groups
 from srr_ext.plan import PruningPlan, make_plan
 from srr_ext.rounds import floors_of_round, join, target_of_round
@@ -46,6 +49,8 @@ from srr_ext.surgery import apply_plan, cut, verify
 from srr_ext.training import make_accelerator
 from srr_ext.training.lending import lent_to
 from srr_ext.updates import update_weights
+
+_ANY = 1 << 40  # a first round's cost, of which only a share is asked for
 
 
 def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
@@ -77,9 +82,13 @@ def prune(config: PruneConfig, run: Run) -> dict[str, Any]:
     batch = latency_batch(config, images)
     networks = {"dense": dense, "after_surgery": small, "final": final}
     results = measure(config, networks, describe(config, plan, dense, images), images, batch, run)
-    run.folder.write(artifacts.REPORT, results)
-    run.folder.write(artifacts.STRUCTURE, observe(dense, final, plan, analysis, images, batch, run))
-    report.write(run.folder.path)
+
+    def put(folder: Path) -> None:
+        write_json(folder / artifacts.REPORT, results)
+        write_json(folder / artifacts.STRUCTURE, observe(dense, final, plan, analysis, images, batch, run))
+        report.write(folder)
+
+    run.write(put)
     return results
 
 
@@ -126,6 +135,7 @@ def prune_in_rounds(
         plan, small, final = read(done.tensors, dense)
     for number in range(finished + 1, config.rounds + 1):
         decision = decide(config, number, plan, final, analysis, images, run)
+        run.processes.agree("plan", decision.to_json().encode())
         with blame("--plan" if config.plan else flag_of(next(iter(config.target)))):
             small = apply_plan(final, decision, images.example())
         small = update(config, final, small, decision, images, run)
@@ -138,7 +148,7 @@ def prune_in_rounds(
         if config.rounds > 1:
             target = {option.removeprefix("keep_"): keep for option, keep in config.target.items()}
             plan = replace(plan, target=target, options=plan.options | {"floor": config.floor, "rounds": config.rounds})
-        artifacts.save(run.folder.path, final, plan)
+        run.write(partial(artifacts.save, model=final, plan=plan))
         run.commit("round", number, stored(plan, small, final))
     assert plan is not None  # there is at least one round
     return plan, small, final
@@ -174,29 +184,40 @@ def decide(
     option, keep = next(iter(config.target.items()))
     with blame(flag_of(option), PruneConfig), round_named(number, config.rounds), ExitStack() as stack:
         whole = Target(option.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the names are its quantities
-        cost = CostModel(analysis, whole.quantity).dense
-        now = done.cost[whole.quantity]["pruned"] if done else cost
-        here = whole if config.rounds == 1 else target_of_round(whole, number, config.rounds, cost, now)
+        cost = _ANY if whole.quantity == "latency" else CostModel(analysis, whole.quantity).dense
+        before = done.cost[whole.quantity] if done else {"dense": cost, "pruned": cost}
+        here = whole
+        if config.rounds > 1:
+            here = target_of_round(whole, number, config.rounds, before["dense"], before["pruned"])
         target: dict[str, Any] = {option: here.keep}
         device = make_accelerator(config.device).device  # where methods that look at images need not wait long
         stack.enter_context(lent_to(device, network))
-        return make_plan(
-            network,
-            images.example().to(device),
-            allocator=config.allocator,
-            selector=config.selector,
-            gamma=config.gamma,
-            distance=config.distance,
-            streams=config.streams,
-            ignored=config.ignored if done else (),
-            floor=floors_of_round(config.floor, done) if done else config.floor,
-            round_to=config.round_to,
-            seed=config.seed,
-            data=steps.calibration(config, images),
-            progress=run.progress,
-            analysis=None if done else analysis,
-            **target,
-        )
+
+        def plan() -> PruningPlan:
+            return make_plan(
+                network,
+                images.example().to(device),
+                allocator=config.allocator,
+                selector=config.selector,
+                latency_batch=config.latency_batch,
+                gamma=config.gamma,
+                distance=config.distance,
+                streams=config.streams,
+                ignored=config.ignored if done else (),
+                floor=floors_of_round(config.floor, done) if done else config.floor,
+                round_to=config.round_to,
+                seed=config.seed,
+                data=steps.calibration(config, images),
+                progress=run.progress,
+                analysis=None if done else analysis,
+                **target,
+            )
+
+        if whole.quantity != "latency":
+            return plan()
+        macs = CostModel(analysis, "macs").dense
+        with steps.threads_for_macs(macs):  # as when the result is measured; no two processes measure the same times
+            return PruningPlan.from_json(run.processes.from_first(lambda: plan().to_json()))
 
 
 def update(
@@ -224,11 +245,32 @@ def describe(config: PruneConfig, plan: PruningPlan, dense: nn.Module, images: I
         "target": plan.target,
         "macs": plan.cost["macs"],
         "params": plan.cost["params"],
+        **(latency_target(plan) if config.plan is None else {}),
         "surgery_error": verify(dense, plan, images.example()),
         "rounds": config.rounds,
         "update": config.update,
         "retrain": config.retrain,
         "epochs_after_dense": epochs_after_dense(config, config.retraining, images, config.rounds),
+    }
+
+
+def latency_target(plan: PruningPlan) -> dict[str, Any]:
+    """Return what a plan with a target in time says of it: shares of the dense network's time, over all rounds."""
+    records = [said["latency"] for said in plan.info.get("rounds", [plan.info]) if "latency" in said]
+    if not records or "latency" not in plan.target:
+        return {}
+    shares = {
+        name: math.prod(record[f"{name}_ms"]["pruned"] / record[f"{name}_ms"]["dense"] for record in records)
+        for name in ("predicted", "measured")
+    }
+    return {
+        "latency_target": {
+            "wanted": plan.target["latency"],
+            "predicted": shares["predicted"],
+            "measured_when_planned": shares["measured"],
+            "batch_size": records[-1]["batch_size"],
+            "table": records[-1]["table"],
+        }
     }
 
 
@@ -249,7 +291,10 @@ def observe(
 
 def prune_and_show(config: PruneConfig, arguments: list[str], prog: str) -> None:
     """Prune in a new run folder, or go on in one, and show the result."""
-    folder = run_or_resume(config, arguments, prog, steps.check, prune).folder.path
+    run = run_or_resume(config, arguments, prog, steps.check, prune)
+    if not run.processes.first:
+        return
+    folder = run.folder.path
     console = make_console()
     console.print(result_table(read_json(folder / artifacts.REPORT)))
     console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", soft_wrap=True)
@@ -259,7 +304,7 @@ def prune_and_show(config: PruneConfig, arguments: list[str], prog: str) -> None
     console.print(f"next: open {folder / artifacts.PAGE}; {advice}", soft_wrap=True)
 
 
-main = command(PruneConfig, "srr_ext.prune", prune_and_show)
+main = command(PruneConfig, "srr_ext.prune", prune_and_show, by_many=True)
 
 if __name__ == "__main__":
     sys.exit(main())

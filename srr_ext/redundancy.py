@@ -15,6 +15,7 @@ from srr_ext.channels.records import ChannelAnalysis, ChannelGroup, Pin
 from srr_ext.cost import CostModel, Target
 from srr_ext.graph import Distance, check_gamma, group_graphs, group_matrices, select_groups
 from srr_ext.ops import FilterGraphs, components, covering
+from srr_ext.progress import Progress
 from srr_ext.transfers import to_host
 
 COMPONENT_WEIGHT = 0.35  # as published, with 0.65 for the covering number; the source saw "no drastic impact" of others
@@ -176,6 +177,9 @@ def analyze(
     ignored: Sequence[str] = (),
     analysis: ChannelAnalysis | None = None,
     distance: Distance = "rms",
+    keep_latency: float | None = None,
+    latency_batch: int = 64,
+    progress: Progress | None = None,
 ) -> RedundancyReport:
     """Measure where a model is structurally redundant.
 
@@ -188,7 +192,7 @@ def analyze(
     gamma : float or "auto", default "auto"
         Distance threshold. ``"auto"`` is what the allocator ``srr`` with the selector ``l1`` and default options takes
         for the given target: the smallest threshold at which every removal is made in a group that is redundant.
-    keep_macs, keep_params, keep_channels : float, optional
+    keep_macs, keep_params, keep_channels, keep_latency : float, optional
         The target, for ``gamma="auto"`` only: share to keep, in (0, 1]. At most one; half of the MACs by default.
     streams : {"keep", "prune"}, default "keep"
         Whether residual streams are left whole, and out of the report.
@@ -198,6 +202,10 @@ def analyze(
         Result of `analyze_channels` for this model, to save its time; ``ignored`` is then the analysis' own.
     distance : {"rms", "euclidean"}, default "rms"
         What gamma bounds, see `srr_ext.make_plan`.
+    latency_batch : int, default 64
+        For ``keep_latency``, see `srr_ext.make_plan`. Times are estimated here, and not checked against the result.
+    progress : Progress, optional
+        Where measuring reports; silent by default.
 
     Returns
     -------
@@ -215,17 +223,25 @@ def analyze(
         require_groups,
         smallest_gamma,
     )  # they measure redundancy, so they import this module first
+    from srr_ext.latency_table import LatencyCost, with_batch
 
     analysis = analysis or analyze_channels(model, example_inputs, ignored=ignored)
     groups = select_groups(analysis, streams)
     matrices = group_matrices(groups, model)
     if gamma == "auto":
         require_groups(analysis, groups)
-        if keep_macs is None and keep_params is None and keep_channels is None:
+        if keep_macs is None and keep_params is None and keep_channels is None and keep_latency is None:
             keep_macs = DEFAULT_KEEP_MACS
-        target = Target.choose(keep_macs, keep_params, keep_channels)
+        target = Target.choose(keep_macs, keep_params, keep_channels, keep_latency)
         _, context = prepare(groups, model, example_inputs, "l1", distance=distance)
-        gamma = smallest_gamma(groups, matrices, CostModel(analysis, target.quantity), target, context)
+        if target.quantity == "latency":
+            batch = with_batch(example_inputs, latency_batch)
+            cost: CostModel = LatencyCost(
+                model, batch, analysis, groups, trial=example_inputs, keep=target.keep, progress=progress
+            )
+        else:
+            cost = CostModel(analysis, target.quantity)
+        gamma = smallest_gamma(groups, matrices, cost, target, context)
     gamma = check_gamma(gamma)
     graphs = group_graphs(groups, matrices, gamma, distance)
     return RedundancyReport(gamma, tuple(measure(groups, matrices, graphs)), analysis.pins, distance)

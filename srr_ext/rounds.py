@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from srr_ext.channels.records import NO_VERTEX, ChannelAnalysis, ChannelGroup
@@ -93,6 +94,9 @@ def join(analysis: ChannelAnalysis, first: PruningPlan, later: PruningPlan) -> P
             layers[name] = both
     groups = {group.name: {"size": group.size, "kept": _survivors(group, layers)} for group in analysis.groups}
     cost = {key: {"dense": count["dense"], "pruned": later.cost[key]["pruned"]} for key, count in first.cost.items()}
+    if "latency" in cost:  # a machine is not as fast at one time as at another, so that only shares go on
+        share = Fraction(later.cost["latency"]["pruned"], later.cost["latency"]["dense"])
+        cost["latency"]["pruned"] = max(1, round(first.cost["latency"]["pruned"] * share))
     return replace(
         later,
         layers=layers,

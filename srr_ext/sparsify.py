@@ -41,9 +41,10 @@ from srr_ext.cli.training import (
 from srr_ext.config import SparsifyConfig
 from srr_ext.criteria import SelectorContext
 from srr_ext.data import ImageData
-from srr_ext.files import read_json
+from srr_ext.files import read_json, write_json
 from srr_ext.graph import select_groups
 from srr_ext.models import architecture_of
+from srr_ext.plan import fingerprint
 from srr_ext.report import sparse_page
 from srr_ext.sparsity import (
     Gradual,
@@ -91,10 +92,9 @@ def sparsify(config: SparsifyConfig, run: Run) -> dict[str, Any]:
     rewound = rewound_network(config, config.retraining, dense, run)
     network = sparse_network(config, dense, images, run)
     made, rounds = prune_in_rounds(config, network, rewound, dense, images, run)
-    save(run.folder.path, made)
+    run.write(lambda folder: save(folder, made))
     results = measured(config, dense, made, rounds, images, run)
-    run.folder.write(artifacts.REPORT, results)
-    sparse_page.write(run.folder.path)
+    run.write(lambda folder: report(folder, results))
     return results
 
 
@@ -227,6 +227,7 @@ def prune_at_once(
 ) -> Sparse:
     """Remove weights, then train what is left."""
     masks = decide(config, made, count, images, run)
+    run.processes.agree("masks", fingerprint(masked(made.final, masks)).encode())
     pruned, earlier = masked(made.final, masks), masked(rewound, masks) if rewound else None
 
     def keep_zeros(network: nn.Module) -> training.Extras:
@@ -290,7 +291,12 @@ def decide(config: SparsifyConfig, made: Sparse, count: int | None, images: Imag
         context = SelectorContext(made.final, example, config.seed, data=data, progress=run.progress)
         tensors = {name: made.final.get_parameter(name).detach() for name in made.masks}
         scores = get_score(config.score)(tensors, context)
-        return choose(scores, made.masks, count, config.scope, transposed=transposed_weights(made.final))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            masks = choose(scores, made.masks, count, config.scope, transposed=transposed_weights(made.final))
+        for warning in told:
+            run.say(str(warning.message))
+        return masks
 
 
 def masked(network: nn.Module, masks: Masks) -> nn.Module:
@@ -350,7 +356,8 @@ def measured(
     networks = {"dense": dense, "after_surgery": made.pruned, "final": made.final}
     results = measure(config, networks, describe(config, dense, made, rounds, images), images, batch, run)
     with steps.threads_for(dense, images):
-        return results | {"formats": format_latency(dense, made.final, batch, seconds=run.seconds)}
+        taken = partial(format_latency, dense, made.final, batch, seconds=run.seconds)
+        return results | {"formats": run.processes.from_first(taken)}
 
 
 def save(folder: Path, made: Sparse) -> None:
@@ -358,6 +365,12 @@ def save(folder: Path, made: Sparse) -> None:
     artifacts.write_architecture(folder, architecture_of(made.final))
     artifacts.write_tensors(folder / artifacts.WEIGHTS, made.final)
     made.masks.save(folder / artifacts.MASKS)
+
+
+def report(folder: Path, results: dict[str, Any]) -> None:
+    """Write what was found, as data and as a page."""
+    write_json(folder / artifacts.REPORT, results)
+    sparse_page.write(folder)
 
 
 def check(config: SparsifyConfig) -> None:
@@ -396,11 +409,16 @@ def check(config: SparsifyConfig) -> None:
     if config.gradual != Gradual() and config.schedule != "gradual":
         raise UsageError("--gradual", f"goes with --schedule gradual, but that is {config.schedule}")
     steps.check_rewinding(config, "scratch" if config.retrain == "reinit" else config.retrain)
+    if config.shard:
+        raise UsageError("--shard", "goes without srr sparsify, whose masks need all weights in every process")
 
 
 def sparsify_and_show(config: SparsifyConfig, arguments: list[str], prog: str) -> None:
     """Sparsify in a new run folder, or go on in one, and show the result."""
-    folder = run_or_resume(config, arguments, prog, check, sparsify).folder.path
+    run = run_or_resume(config, arguments, prog, check, sparsify)
+    if not run.processes.first:
+        return
+    folder = run.folder.path
     console = make_console()
     console.print(sparse_table(read_json(folder / artifacts.REPORT)))
     console.print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", soft_wrap=True)
@@ -410,7 +428,7 @@ def sparsify_and_show(config: SparsifyConfig, arguments: list[str], prog: str) -
     console.print(f"next: open {folder / artifacts.PAGE}; {advice}", soft_wrap=True)
 
 
-main = command(SparsifyConfig, "srr_ext.sparsify", sparsify_and_show)
+main = command(SparsifyConfig, "srr_ext.sparsify", sparsify_and_show, by_many=True)
 
 if __name__ == "__main__":
     sys.exit(main())

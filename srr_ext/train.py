@@ -22,7 +22,7 @@ from srr_ext.cli.tables import make_console, training_table
 from srr_ext.cli.training import train_dense
 from srr_ext.config import TrainRunConfig
 from srr_ext.data import ImageData
-from srr_ext.files import read_json
+from srr_ext.files import read_json, write_json
 from srr_ext.retraining import Moment
 from srr_ext.training import evaluate_topk
 
@@ -53,7 +53,7 @@ def train(config: TrainRunConfig, run: Run) -> dict[str, Any]:
         moments = [Moment.read(text) for text in config.snapshots]
     train_dense(config, network, images, run, moments)
     results = measure(config, network, images, run)
-    run.folder.write(artifacts.REPORT, results)
+    run.write(lambda folder: write_json(folder / artifacts.REPORT, results))
     return results
 
 
@@ -61,7 +61,7 @@ def measure(config: TrainRunConfig, network: nn.Module, images: ImageData, run: 
     """Measure the network on the test images, for the first and only time."""
     network.to(steps.check_device(config))
     with steps.threads_for(network, images):
-        accuracy = evaluate_topk(network, images, "test", stage="test", progress=run.progress)
+        accuracy = evaluate_topk(network, images, "test", stage="test", progress=run.progress, processes=run.processes)
     return {
         "model": config.model,
         "data": config.data,
@@ -76,7 +76,10 @@ def measure(config: TrainRunConfig, network: nn.Module, images: ImageData, run: 
 
 def train_and_show(config: TrainRunConfig, arguments: list[str], prog: str) -> None:
     """Train in a new run folder, or go on in one, and show the result."""
-    folder = run_or_resume(config, arguments, prog, steps.check, train).folder.path
+    run = run_or_resume(config, arguments, prog, steps.check, train)
+    if not run.processes.first:
+        return
+    folder = run.folder.path
     console = make_console()
     console.print(training_table(read_json(folder / artifacts.REPORT)))
     flags = ["--model", config.model, *same_images(config), "--weights", str(folder / artifacts.DENSE)]
@@ -86,14 +89,14 @@ def train_and_show(config: TrainRunConfig, arguments: list[str], prog: str) -> N
 def same_images(config: TrainRunConfig) -> list[str]:
     """Return the flags with which another command gets the same images, in the same splits."""
     flags = ["--data", config.data]
-    for name in ("image_size", "seed", "validation"):
+    for name in ("image_size", "skip_corrupt", "seed", "validation"):
         value = getattr(config, name)
         if value != getattr(TrainRunConfig, name):
-            flags += [flag_of(name), str(value)]
+            flags += [flag_of(name)] if value is True else [flag_of(name), str(value)]
     return flags
 
 
-main = command(TrainRunConfig, "srr_ext.train", train_and_show)
+main = command(TrainRunConfig, "srr_ext.train", train_and_show, by_many=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -124,8 +124,9 @@ def _given_back(
 
 def unreachable(target: Target, reached: int, cost: CostModel, reason: str = "with every group at its floor") -> str:
     """Say that a target is out of reach, what is within reach, and which options change that."""
+    unit = "nanoseconds" if target.quantity == "latency" else target.quantity
     return (
-        f"{target.option}={target.keep} is out of reach: {reason}, {reached} of {cost.dense} {target.quantity} "
+        f"{target.option}={target.keep} is out of reach: {reason}, {reached} of {cost.dense} {unit} "
         f"({reached / cost.dense:.4f}) are left. Ask for more than that, or widen what may go: a lower floor, "
         "streams='prune', fewer ignored modules, a smaller round_to"
     )

@@ -47,6 +47,8 @@ def show(config: AnalyzeConfig, console: Console) -> None:
             streams=config.streams,
             distance=config.distance,
             analysis=analysis,
+            latency_batch=config.latency_batch,
+            progress=session.progress,
             **config.target,
         )
     console.print(redundancy_table(report))

@@ -99,5 +99,6 @@ def _images_of_run(config: EvaluateConfig) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("data"), str):
         raise ValueError(f"{path} does not say which images the run used; name them with --data")
     data = config.data or record["data"]
-    size = record.get("image_size") if data.startswith(("folder:", "imagenet:")) else None
-    return {"data": data, "image_size": config.image_size or size}
+    of_files = data.startswith(("folder:", "imagenet:"))
+    size, skip = (record.get(name) if of_files else None for name in ("image_size", "skip_corrupt"))
+    return {"data": data, "image_size": config.image_size or size, "skip_corrupt": config.skip_corrupt or skip is True}

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from srr_ext.cli import steps
 from srr_ext.cli.running import Run
-from srr_ext.config import RetrainOptions
+from srr_ext.config import Planning, RetrainOptions
 from srr_ext.data import ImageData
 from srr_ext.latency import measure_latency
+from srr_ext.latency_table.cost import DEFAULT_BATCH
 from srr_ext.training import evaluate, evaluate_topk, make_accelerator
-
-_LATENCY_BATCH = 64
 
 
 def latency_batch(config: RetrainOptions, images: ImageData) -> Tensor:
     """Return the images that times are measured on."""
-    return next(iter(images.batches("test", _LATENCY_BATCH)))[0].to(steps.check_device(config))
+    size = config.latency_batch if isinstance(config, Planning) else DEFAULT_BATCH
+    return next(iter(images.batches("test", size)))[0].to(steps.check_device(config))
 
 
 def measure(
@@ -60,9 +60,8 @@ def measure(
     with steps.threads_for(dense, images):
         threads = torch.get_num_threads()
         with run.progress.stage("latency", 1) as step:
-            latency = dict(
-                zip(("dense", "pruned"), measure_latency([dense, final], batch, seconds=run.seconds), strict=True)
-            )
+            taken = run.processes.from_first(lambda: measure_latency([dense, final], batch, seconds=run.seconds))
+            latency = dict(zip(("dense", "pruned"), taken, strict=True))
             step()
         accuracy, validation = {}, {}
         for name, network in networks.items():
@@ -73,6 +72,10 @@ def measure(
             accuracy[name], held_out = run.once(of_dense, measured) if shared else measured()
             if held_out is not None:  # to compare the curves of the training with
                 validation[name] = held_out
+    if aim := decision.get("latency_target"):
+        reached = latency["pruned"] / latency["dense"]
+        aim = aim | {"measured": reached, "measured_to_wanted": reached / aim["wanted"]}
+        decision = decision | {"latency_target": aim}
     macs, params = decision["macs"], decision["params"]
     return {
         "model": config.model,
@@ -98,5 +101,6 @@ def evaluate_on_both(
 ) -> tuple[dict[str, float], float | None]:
     """Return the accuracy on the test images, and that on the validation images, if there are any."""
     stage = f"test {name.removeprefix('after_')}"
-    top = evaluate_topk(network, images, "test", stage=stage, progress=run.progress)
-    return top, evaluate(network, images, "validation") if images.size("validation") else None
+    top = evaluate_topk(network, images, "test", stage=stage, progress=run.progress, processes=run.processes)
+    held_out = images.size("validation")
+    return top, evaluate(network, images, "validation", processes=run.processes) if held_out else None

@@ -17,6 +17,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from srr_ext.data.base import BadImage
 from srr_ext.files import DamagedFile
+from srr_ext.processes import is_first, leave, let_the_first_speak, started, together
 
 C = TypeVar("C")
 
@@ -95,6 +96,7 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print ``prog: error: what`` and exit with code 2."""
+        let_the_first_speak()
         sys.stderr.write(f"{self.prog}: error: {one_line(_shortened(message))}\n")
         sys.exit(2)
 
@@ -208,7 +210,9 @@ def parse(config: type[C], argv: Sequence[str] | None, prog: str) -> C:
     return _build(config, values, "")
 
 
-def command(config: type[C], module: str, job: Callable[[C, list[str], str], None]) -> Callable[..., int]:
+def command(
+    config: type[C], module: str, job: Callable[[C, list[str], str], None], *, by_many: bool = False
+) -> Callable[..., int]:
     """Make the ``main`` of a command: read its flags, do its job, turn expected failures into one line.
 
     Parameters
@@ -219,6 +223,8 @@ def command(config: type[C], module: str, job: Callable[[C, list[str], str], Non
         What ``python -m`` runs.
     job : callable
         Does the work, given the configuration, the arguments and the name of the command.
+    by_many : bool, default False
+        Whether several processes that torchrun has started can do it together.
 
     Returns
     -------
@@ -230,14 +236,19 @@ def command(config: type[C], module: str, job: Callable[[C, list[str], str], Non
     def main(argv: Sequence[str] | None = None, prog: str = f"python -m {module}") -> int:
         arguments = list(sys.argv[1:] if argv is None else argv)
         try:
-            with blame_images():
-                job(parse(config, arguments, prog), arguments, prog)
+            settings = parse(config, arguments, prog)
+            if not by_many and started() > 1:
+                raise UsageError("", f"{prog} is one process, but {started()} were started; leave torchrun out")
+            with together(), blame_images():
+                job(settings, arguments, prog)
         except (UsageError, DamagedFile) as error:
+            let_the_first_speak()
             sys.stderr.write(f"{prog}: error: {one_line(str(error))}\n")
-            return 2
+            return leave(2)
         except KeyboardInterrupt as stop:  # with a message where there is something to say
-            sys.stderr.write(f"{prog}: stopped{f'; {stop}' if stop.args else ''}\n")
-            return 130
+            if is_first():
+                sys.stderr.write(f"{prog}: {'; '.join(['stopped', *map(str, stop.args)])}\n")
+            return leave(130)
         return 0
 
     return main

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from srr_ext import artifacts
 from srr_ext.artifacts import RunFolder
-from srr_ext.checkpoints import Checkpoint, Finished, check_resumable
+from srr_ext.checkpoints import Checkpoint, Finished, Reached, check_resumable
 from srr_ext.cli.parsing import UsageError, as_dict, blame, blame_images, parse
 from srr_ext.cli.tables import make_console
 from srr_ext.files import read_json
-from srr_ext.progress import Progress, on
+from srr_ext.processes import ALONE, Disagreement, Processes, is_lost, processes
+from srr_ext.progress import Progress, on, silent
 from srr_ext.report import EventLog
 from srr_ext.training import Keeper, Log
 
@@ -74,6 +75,8 @@ class Session:
         Where runs that follow each other in one process leave what they would all make alike.
     seconds : float, default 2.0
         What every measurement of latency may take. A comparison, which measures again when all is quiet, takes less.
+    processes : Processes, default this one alone
+        Who does the same job together with this one.
     """
 
     progress: Progress
@@ -81,6 +84,7 @@ class Session:
     log: Log | None = None
     shared: dict[Hashable, Any] | None = None
     seconds: float = 2.0
+    processes: Processes = ALONE
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what another run of this process has made under that key, or make it."""
@@ -122,12 +126,12 @@ class Run(Session):
 
     def keep_dense(self, model: nn.Module, snapshots: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Save a dense network that has just been trained, before anything else can go wrong."""
-        artifacts.save_dense(self.folder.path, model, snapshots)
+        self.write(lambda folder: artifacts.save_dense(folder, model, snapshots))
         self.commit("dense")
 
     def kept_dense(self) -> Path | None:
         """Return the file of the dense network that this run trained before it was stopped, if it did."""
-        reached = self.checkpoint is not None and self.checkpoint.reached.stage
+        reached = self.reached.stage
         path = self.folder.path / artifacts.DENSE
         if reached and not path.is_file():
             raise UsageError("--resume", f"{path} is missing; put it back, or begin the run anew")
@@ -142,13 +146,28 @@ class Run(Session):
         if self.checkpoint is None:
             return None
         with blame("--resume"):
-            return self.checkpoint.finished(stage)
+            return self.checkpoint.finished(stage, self.reached)
 
     def commit(self, stage: str, number: int = 0, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Record that a stage is finished, if this run can go on after a stop."""
-        if self.checkpoint is not None:
+        if (checkpoint := self.checkpoint) is not None:
+            self.write(lambda _: checkpoint.commit(stage, number, tensors))
+
+    def write(self, put: Callable[[Path], object]) -> None:
+        """Let ``put`` write into the folder, in the first of several processes, for which the others wait."""
+        if self.processes.first:
             with blame_disk(self.folder.path):
-                self.checkpoint.commit(stage, number, tensors)
+                put(self.folder.path)
+        self.processes.wait()
+
+    @property
+    def reached(self) -> Reached:
+        """What is finished, for all processes what the first finds, which may go on to write."""
+        if self.checkpoint is None:
+            return Reached()
+        checkpoint = self.checkpoint
+        with blame("--resume"):
+            return Reached(**self.processes.from_first(lambda: vars(checkpoint.reached)))
 
 
 class _EveryMinute:
@@ -160,10 +179,10 @@ class _EveryMinute:
 
     def load(self) -> dict[str, Tensor] | None:
         with blame("--resume"):
-            return self._checkpoint.kept(self._training)
+            return self._checkpoint.kept(self._training, self._run.reached)
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
-        if time.monotonic() - self._saved >= SECONDS_BETWEEN_STATES:
+        if self._run.processes.first and time.monotonic() - self._saved >= SECONDS_BETWEEN_STATES:
             with blame_disk(self._run.folder.path):
                 self._checkpoint.keep(self._training, tensors)
             self._saved = time.monotonic()
@@ -177,7 +196,7 @@ def on_screen() -> Session:
     Session
     """
     console = make_console(stderr=True)
-    return Session(on(console), lambda line: console.print(line, markup=False))
+    return Session(on(console), lambda line: console.print(line, markup=False), processes=processes())
 
 
 def run_or_resume(
@@ -214,10 +233,12 @@ def run_or_resume(
     """
     if config.resume is None:
         check(config)
-        return run_in_folder(config, arguments, prog, job)
+        return run_in_folder(config, arguments, prog, job) if processes().first else follow(config, prog, job)
     default = type(config)()
     if replace(config, resume=None, model=default.model) != default:  # type: ignore[type-var]  # a dataclass
         raise UsageError("--resume", "goes alone: the settings are those of the run")
+    if not processes().first:
+        return follow(config, prog, job)
     return resume_in_folder(type(config), config.resume, prog, job, config.model)
 
 
@@ -262,7 +283,35 @@ def run_in_folder(config: C, arguments: list[str], prog: str, job: Callable[[C, 
         folder.discard()
         raise
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(what_is_left(folder.path, prog)) from stop
+        raise KeyboardInterrupt(*stop.args, what_is_left(folder.path, prog)) from stop
+
+
+def follow(config: C, prog: str, job: Callable[[C, Run], dict[str, Any]]) -> Run:
+    """Do the job of the first of several processes together with it; that one alone writes and speaks.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Everything the user decides; of a run that goes on, where it is.
+    prog : str
+        Name of the command.
+    job : callable
+        Does the work.
+
+    Returns
+    -------
+    Run
+    """
+    here = processes()
+    with terminable(), blame_images(), blame_others(here):
+        path = Path(here.from_first(str))  # when the first has made the folder, or looked into it
+        if config.resume is not None:
+            with blame("--resume"):
+                config = parse(type(config), ["--config", str(path / artifacts.CONFIG)], prog)
+        folder, checkpoint = RunFolder(path, "", resume=True), Checkpoint(path)
+        run = Run(silent(), lambda line: None, processes=here, folder=folder, origin={}, checkpoint=checkpoint)
+        job(config, run)
+    return run
 
 
 def recorded(config: Any) -> dict[str, Any]:
@@ -357,23 +406,42 @@ def resume_in_folder(
             folder = RunFolder(path, "", resume=True)
             return do_in_folder(folder, settings, words, on_screen(), job, checkpoint, records)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(what_is_left(path, prog)) from stop
+        raise KeyboardInterrupt(*stop.args, what_is_left(path, prog)) from stop
+
+
+@contextmanager
+def blame_others(here: Processes) -> Iterator[None]:
+    """Turn what the other processes have done to this one into a stop, or a line for the user."""
+    try:
+        yield
+    except Disagreement as error:
+        raise UsageError("", str(error)) from error
+    except RuntimeError as error:
+        if here.count > 1 and is_lost(error):
+            raise KeyboardInterrupt("another process of the run has gone") from error
+        raise
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM, which schedulers send, end the work as Ctrl-C does."""
+    stops = [signal.SIGTERM]
+    if together := processes().count > 1:
+        stops.append(signal.SIGINT)  # torchrun passes on each, and the terminal, too: one of them counts
 
     def stop(*_: object) -> None:
+        for kind in stops if together else ():
+            signal.signal(kind, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     mine = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    before = signal.signal(signal.SIGTERM, stop) if mine else None
+    before = {kind: signal.signal(kind, stop) for kind in stops} if mine else {}
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            if signal.getsignal(kind) is stop:
+                signal.signal(kind, handler)
 
 
 def do_in_folder(
@@ -426,7 +494,9 @@ def do_in_folder(
         folder.write(artifacts.CONFIG, recorded(config))
         here = {"folder": folder, "origin": origin, "checkpoint": checkpoint}
         run = Run(**vars(session) | {"log": log} | here)
-        events.summary(job(config, run))
+        with blame_others(run.processes):
+            run.processes.from_first(lambda: str(folder.path))  # to those that follow
+            events.summary(job(config, run))
     if checkpoint is not None:
         checkpoint.remove()
     return run
@@ -459,7 +529,9 @@ def what_is_left(folder: Path, prog: str, *, failed: bool = False) -> str:
     """
     names = sorted(path.name for path in folder.iterdir())
     code = code_flag(folder)
+    count = processes().count
     again = f"{prog} --resume {shlex.quote(str(folder))}{code} goes on"
+    again += f", started as {count} processes again" if count > 1 else ""
     advice = [again] if {artifacts.CHECKPOINT, artifacts.CONFIG} <= {*names} else ["delete it to use the name again"]
     if failed and artifacts.WEIGHTS in names:
         advice.insert(0, f"the network is whole, srr evaluate --run {shlex.quote(str(folder))}{code} measures it")
@@ -483,5 +555,6 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in _RECORDED},
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "processes": processes().count,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,13 +18,14 @@ from srr_ext import data, models
 from srr_ext.allocators import get_allocator
 from srr_ext.calibration import Batch, Calibration
 from srr_ext.cli.parsing import UsageError, blame, flag_of
-from srr_ext.cli.running import Session
+from srr_ext.cli.running import Run, Session
 from srr_ext.config import AnalyzeConfig, ModelAndData, Planning, PruneConfig, RetrainOptions, Training
 from srr_ext.cost import Target
 from srr_ext.criteria import get_selector
 from srr_ext.data import Augment, ImageData
 from srr_ext.measuring import attention_in_steps
 from srr_ext.plan import PruningPlan, make_plan
+from srr_ext.processes import one_by_one_on_a_node, processes
 from srr_ext.retraining import Retrain
 from srr_ext.surgery import apply_plan
 from srr_ext.training import make_accelerator, reinitialise
@@ -41,14 +42,24 @@ def load_data(config: ModelAndData, session: Session, *, test_only: bool = False
     if isinstance(config, Training):
         settings = {"validation": config.validation, "augment": config.augment}
     settings |= {"seed": split_seed(config), "image_size": config.image_size, "workers": config.workers}
+    settings |= {"skip_corrupt": config.skip_corrupt}
 
     def read() -> ImageData:
-        return data.load(
+        images = data.load(
             config.data, download=config.download, test_only=test_only, progress=session.progress, **settings
         )
+        if left := images.skipped:
+            count = (
+                f"{left.train} training and {left.test} test images" if not test_only else f"{left.test} test images"
+            )
+            session.say(f"left out {count} that cannot be read, the first {left.first}")
+        return images
 
-    with blame("--data", type(config), augment=Augment):
+    in_turn = one_by_one_on_a_node() if config.download else nullcontext()
+    with blame("--data", type(config), augment=Augment), in_turn:
         images = session.once(("images", config.data, test_only, *settings.items()), read)
+    if config.skip_corrupt and isinstance(session, Run):  # for the report
+        session.origin["skipped_images"] = {"train": images.skipped.train, "test": images.skipped.test}
     if isinstance(config, Training) and not images.size("train"):
         raise UsageError("--validation", f"is {config.validation}, which leaves no images for training; lower it")
     return images
@@ -96,7 +107,8 @@ def make_model(config: ModelAndData, images: ImageData, session: Session) -> nn.
     if config.weights is not None and Path(config.weights).is_dir():
         raise UsageError("--weights", f"{config.weights} is a folder; name the checkpoint file in it")
     shape: dict[str, Any] = {"in_channels": images.in_channels, "image_size": images.image_size}
-    with blame("--model", type(config)):
+    in_turn = one_by_one_on_a_node() if config.weights == "pretrained" else nullcontext()
+    with blame("--model", type(config)), in_turn:
         model = models.create(config.model, len(images.classes), config.weights, **shape)
         check_fit(model.eval(), config.model, images)
     architecture = models.architecture_of(model)
@@ -138,8 +150,10 @@ def rehearse(config: Planning, model: nn.Module, images: ImageData) -> None:
     options: dict[str, Any] = {"streams": config.streams, "ignored": config.ignored}
     if isinstance(config, PruneConfig):
         options |= {"floor": config.floor, "round_to": config.round_to}
+    # How far a time can go is known only when it has been measured; everything else is checked all the same.
+    target: dict[str, Any] = {"keep_channels": 1.0} if config.keep_latency is not None else config.target
     with blame(flag_of(next(iter(config.target))), type(config)):
-        make_plan(model, images.example(), allocator="uniform", selector="random", **options, **config.target)
+        make_plan(model, images.example(), allocator="uniform", selector="random", **options, **target)
 
 
 def given_plan(config: PruneConfig, path: Path) -> PruningPlan:
@@ -161,8 +175,15 @@ def threads_for(model: nn.Module, images: ImageData) -> Iterator[None]:
     A layer then takes microseconds, of which a second thread saves little; but where the cores are busy with other
     work, waiting for that thread at the end of every layer costs ten times as much as everything else.
     """
+    with threads_for_macs(count_macs(model, images)):
+        yield
+
+
+@contextmanager
+def threads_for_macs(macs: int) -> Iterator[None]:
+    """Use one thread for a while if a network has so few multiply-accumulates that it is tiny; see `threads_for`."""
     before = torch.get_num_threads()
-    if count_macs(model, images) < _TINY:
+    if macs < _TINY:
         torch.set_num_threads(1)
     try:
         yield
@@ -180,10 +201,7 @@ def count_macs(model: nn.Module, images: ImageData) -> int:
 def check_device(config: ModelAndData) -> torch.device:
     """Return the device, or blame ``--device``."""
     with blame("--device"):
-        accelerator = make_accelerator(config.device)
-    if accelerator.num_processes > 1:
-        raise UsageError("", f"a run is one process, but {accelerator.num_processes} were started; leave torchrun out")
-    return accelerator.device
+        return make_accelerator(config.device).device
 
 
 def check(config: ModelAndData) -> None:
@@ -194,11 +212,16 @@ def check(config: ModelAndData) -> None:
         if config.dense.distill:
             raise UsageError("--dense.distill", "the dense network has no teacher; --fine-tune.distill learns from it")
         limits["split_seed"] = (0 <= split_seed(config) < _SEEDS, "at least 0 and below 2^63")
+        if config.shard and processes().count == 1:
+            raise UsageError("--shard", "is for several processes; start them with torchrun, or leave it out")
         limits["validation"] = (0 <= config.validation < 1, "in [0, 1)")
     if isinstance(config, Planning):
         _check_target(config)
         limits["gamma"] = (config.gamma == "auto" or config.gamma > 0, "'auto' or above 0")
+        limits["latency_batch"] = (config.latency_batch >= 1, "at least 1")
     if isinstance(config, RetrainOptions):
+        if config.shard and config.sparse.penalty != "none":
+            raise UsageError("--shard", "goes without --sparse.penalty, which needs all weights in every process")
         limits["calibration"] = (config.calibration >= 1, "at least 1")
     if isinstance(config, PruneConfig):
         check_rewinding(config, config.retrain)
@@ -246,6 +269,6 @@ def _check_target(config: Planning) -> None:
         raise UsageError(flag_of(given[1]), f"goes alone, without {flag_of(given[0])}")
     for name, keep in config.target.items():
         with blame(flag_of(name)):
-            Target(name.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the three names are its quantities
+            Target(name.removeprefix("keep_"), keep)  # type: ignore[arg-type]  # the names are its quantities
     if isinstance(config, PruneConfig) and config.plan is not None and config.rounds > 1:
         raise UsageError("--plan", "goes without --rounds: the plan is cut at once")

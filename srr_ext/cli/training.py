@@ -19,6 +19,8 @@ from srr_ext.cli.running import Run, Session
 from srr_ext.config import ModelAndData, RetrainOptions, Training
 from srr_ext.data import ImageData
 from srr_ext.files import DamagedFile
+from srr_ext.plan import fingerprint
+from srr_ext.processes import processes
 from srr_ext.retraining import Moment, Retraining
 from srr_ext.training import (
     AfterStep,
@@ -60,10 +62,11 @@ def train_blaming(
 ) -> None:
     """Train in place; what goes wrong is blamed on this group of flags, a divergence on its learning rate."""
     how: dict[str, Any] = {"device": config.device, "seed": config.seed, "stage": stage, **vars(extras)}
-    how["keeper"] = session.keeper(stage)
+    how |= {"keeper": session.keeper(stage), "shard": isinstance(config, Training) and config.shard}
     try:
         with steps.threads_for(model, images), blame(flag_of(group), type(config), **{group: TrainConfig}):
             train(model, images, recipe, **how, progress=session.progress, log=session.log)
+        session.processes.agree(f"weights after {stage!r}", fingerprint(model).encode())
     except FloatingPointError as error:
         raise UsageError(flag_of(f"{group}.lr"), str(error)) from error
 
@@ -116,8 +119,10 @@ def train_dense(
     per_epoch = steps_per_epoch(images, config.dense)
     wanted = {str(moment): moment.step(per_epoch) for moment in moments}
     check_moments(wanted, per_epoch * config.dense.epochs, "--snapshots")
+    if config.shard and wanted:
+        raise UsageError("--shard", "goes without snapshots, which need all weights in every process")
     snapshots = Snapshots(model, wanted.values())
-    extras = Extras(after_step=snapshots.after_step, stateful={"snapshots": snapshots})
+    extras = Extras(after_step=snapshots.after_step, stateful={"snapshots": snapshots}) if wanted else Extras()
     train_blaming("dense", "train dense", model, images, config.dense, config, session, extras)
     session.keep_dense(model, {name: snapshots.states[step] for name, step in wanted.items()})
 
@@ -131,7 +136,7 @@ def check_moments(wanted: Mapping[str, int], n_steps: int, flag: str) -> None:
 
 def steps_per_epoch(images: ImageData, recipe: TrainConfig) -> int:
     """Count the steps that an epoch of a recipe has."""
-    return len(images.batches("train", recipe.batch_size, train=True))
+    return len(images.batches("train", recipe.batch_size, train=True).divided(processes()))
 
 
 def rewound_network(config: RetrainOptions, what: Retraining, dense: nn.Module, run: Run) -> nn.Module | None:
@@ -234,9 +239,10 @@ def retrain(
         final = copy.deepcopy(rewound).to(device)
     else:
         final = copy.deepcopy(pruned).to(device)
+        here = run.processes
         calibration = images.batches("train", _RECALIBRATION_BATCH, train=True, seed=config.seed, device=device)
-        with steps.threads_for(pruned, images):
-            recalibrate_batch_norm(final, calibration, progress=run.progress)
+        with steps.threads_for(pruned, images), blame("--data"):
+            recalibrate_batch_norm(final, calibration.divided(here), progress=run.progress, processes=here)
     begin = what.begin.step(steps_per_epoch(images, what.recipe))
     extras = Extras() if extras_for is None else extras_for(final)
     extras = replace(extras, teacher=dense if what.recipe.distill else None, begin=begin)

@@ -43,6 +43,8 @@ def make_executor(config: CompareConfig) -> Executor:
         return RayExecutor(config.jobs, config.threads, gpu=config.device == "cuda" or bool(gpus(config)))
     found = gpus(config)
     jobs = config.jobs or len(found) or max(1, cores() // config.threads)
+    if config.launcher and jobs < len(found):  # a cell may be several processes, with a GPU each
+        return LocalExecutor([",".join(found[place::jobs]) for place in range(jobs)])
     return LocalExecutor([found[place % len(found)] if found else None for place in range(jobs)])
 
 
@@ -64,7 +66,7 @@ class LocalExecutor:
     Parameters
     ----------
     devices : sequence of str or None
-        One process for each: the GPU it sees, as CUDA_VISIBLE_DEVICES names it; None leaves the process as it is.
+        One process for each: the GPUs it sees, as CUDA_VISIBLE_DEVICES names them; None leaves the process as it is.
     """
 
     def __init__(self, devices: Sequence[str | None]) -> None:

@@ -23,8 +23,8 @@ Role = Literal["method", "control"]
 
 # What every cell shares, so that its result tells of the method alone; and what the text of a method says by itself.
 _SHARED = (
-    "model weights data image_size download workers device seed validation split_seed augment dense plan output "
-    "keep_macs keep_params keep_channels rewind_weights resume"
+    "model weights data image_size download workers skip_corrupt device seed validation split_seed augment dense plan "
+    "output keep_macs keep_params keep_channels keep_latency latency_batch rewind_weights resume shard"
 ).split()
 _SAID = ("allocator", "selector", "update")
 

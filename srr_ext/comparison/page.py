@@ -12,6 +12,7 @@ from srr_ext.comparison.checklist import warnings
 from srr_ext.comparison.records import Comparison
 from srr_ext.comparison.results import CSV, JSON, as_csv, as_json, load
 from srr_ext.files import replace_file, write_json, write_text
+from srr_ext.report.templates import HERE, template
 
 MARKDOWN, FIGURES = "comparison.md", "figures"
 _LOCAL = ("output", "executor", "jobs")  # where and how it ran, which others decide for themselves
@@ -58,17 +59,7 @@ def recipe(config: Mapping[str, Any]) -> str:
 
 
 def _render(comparison: Comparison, curves: Mapping[str, Any], shares: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     here = Path(__file__).parent
-    report = here.parent / "report"
-    environment = Environment(
-        loader=FileSystemLoader([here, report]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     content: dict[str, Any] = {
         "title": sections.title(comparison),
         "story": sections.story(comparison),
@@ -96,8 +87,8 @@ def _render(comparison: Comparison, curves: Mapping[str, Any], shares: Mapping[s
             "longer": any(row.extra_epochs for row in comparison.rows),
             "claims": sections.claims(comparison),
         }
-    css = "".join((place / "page.css").read_text(encoding="utf-8") for place in (report, here))
-    return _encodable(environment.get_template("page.html.j2").render(css=css, **content))
+    css = "".join((place / "page.css").read_text(encoding="utf-8") for place in (HERE, here))
+    return _encodable(template("page.html.j2", here).render(css=css, **content))
 
 
 def _write_figures(folder: Path, pictures: Mapping[str, bytes]) -> None:

@@ -166,7 +166,7 @@ class CompareConfig(PruneOptions):
     threads : int
         Threads of a cell; sums are rounded differently with more.
     launcher : str
-        Start every cell as a command of its own with this before it: torchrun --standalone --nproc-per-node 1, say.
+        Start every cell as a command of its own with this before it: torchrun --standalone --nproc-per-node 2, say.
     output : Path, optional
         Folder for the results: new, empty, or begun with the same settings; default runs/compare-MODEL-DATA.
     resume : Path, optional

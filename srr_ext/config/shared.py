@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from srr_ext.allocators import available_allocators
 from srr_ext.criteria import available_selectors
 from srr_ext.data import Augment
+from srr_ext.latency_table.cost import DEFAULT_BATCH
 from srr_ext.redundancy import DEFAULT_KEEP_MACS
 from srr_ext.retraining import Retrain, Retraining, retraining
 from srr_ext.sparsity.scores import available_scores
@@ -36,6 +37,9 @@ class ModelAndData:
         Let torchvision fetch a data set that is not there.
     workers : int, optional
         Processes that decode images while others train, for sets too large for memory; default one per core, at most 8.
+    skip_corrupt : bool
+        For folder and imagenet: look at every image first and leave out, with a count, those that cannot be read, which
+        are an error otherwise.
     device : {"auto", "cpu", "cuda"}
         Where to compute; auto takes a GPU when there is one.
     seed : int
@@ -57,6 +61,7 @@ class ModelAndData:
     image_size: int | None = None
     download: bool = False
     workers: int | None = None
+    skip_corrupt: bool = False
     device: Device = "auto"
     seed: int = 0
 
@@ -75,12 +80,16 @@ class Training(ModelAndData):
         Random changes of the training images.
     dense : TrainConfig
         Training of the dense network.
+    shard : bool
+        Under torchrun: divide weights, gradients and optimiser state among the processes while training (FSDP), for
+        networks that do not fit into one GPU with them.
     """
 
     validation: float = 0.1
     split_seed: int | None = None
     augment: Augment = field(default_factory=Augment)
     dense: TrainConfig = field(default_factory=TrainConfig)
+    shard: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,17 +129,23 @@ class Planning(PlanOptions):
         Share of the parameters to keep.
     keep_channels : float, optional
         Share of the channels to keep.
+    keep_latency : float, optional
+        Share of the time of a forward pass to keep, measured on this device.
+    latency_batch : int
+        Images of the forward passes that are timed.
     """
 
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_channels: float | None = None
+    keep_latency: float | None = None
+    latency_batch: int = DEFAULT_BATCH
 
     @property
     def targets(self) -> dict[str, float]:
         """The targets that were given, as arguments of ``make_plan``."""
-        wanted = {"keep_macs": self.keep_macs, "keep_params": self.keep_params, "keep_channels": self.keep_channels}
-        return {name: keep for name, keep in wanted.items() if keep is not None}
+        names = ("keep_macs", "keep_params", "keep_channels", "keep_latency")
+        return {name: keep for name in names if (keep := getattr(self, name)) is not None}
 
     @property
     def target(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from srr_ext.data import sources
 from srr_ext.data.augment import Augment, crop_and_flip, cut_out
-from srr_ext.data.base import Batches, ImageData
+from srr_ext.data.base import Batches, ImageData, Skipped
 from srr_ext.data.datasets import from_datasets
 from srr_ext.data.streamed import StreamedData, count_workers
 from srr_ext.data.tensors import Split, TensorData, channel_statistics, split_validation
@@ -15,6 +15,7 @@ __all__ = [
     "Augment",
     "Batches",
     "ImageData",
+    "Skipped",
     "Split",
     "StreamedData",
     "TensorData",
@@ -51,6 +52,7 @@ def load(
     download: bool = False,
     test_only: bool = False,
     workers: int | None = None,
+    skip_corrupt: bool = False,
     progress: Progress | None = None,
 ) -> ImageData:
     """Read a data set: a small one into memory, a large one while it is used.
@@ -79,6 +81,10 @@ def load(
         Leave training and validation empty, which saves decoding a ``folder``'s training images.
     workers : int, optional
         Processes that decode streamed images, 0 for none; default one per core, at most eight.
+    skip_corrupt : bool, default False
+        For ``folder`` and ``imagenet``: decode every image once at the beginning and leave out those that cannot be
+        read, before they are split; ``ImageData.skipped`` counts them. Without, such an image is an error, when it is
+        met.
     progress : Progress, optional
         Shows the decoding of image files.
 
@@ -99,10 +105,12 @@ def load(
         raise ValueError(f"data {name!r} is not known; {nearest(kind, available_data())}")
     if image_size is not None and kind not in _SIZABLE:
         raise ValueError(f"image_size applies to folder:PATH and imagenet:PATH; data {kind!r} has a size of its own")
+    if skip_corrupt and kind not in _SIZABLE:
+        raise ValueError(f"skip_corrupt applies to folder:PATH and imagenet:PATH, but data is {kind!r}; leave it out")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, but is {image_size}")
     options = sources.Options(
-        seed, validation, image_size, augment, download, test_only, count_workers(workers), progress
+        seed, validation, image_size, augment, download, test_only, count_workers(workers), progress, skip_corrupt
     )
     if kind in _TORCHVISION:
         return sources.torchvision_set(kind, path, options)

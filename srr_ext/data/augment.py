@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 MIN_SCALE = 0.08  # the share that torchvision, and most work on ImageNet with it, uses
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,27 @@ class ToInput:
             centre, spread = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
             self.scale, self.shift = 1 / (255 * spread), -centre / spread
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return float32 [b, c, h, w]; ``generator`` is on the CPU, so that a seed means the same everywhere."""
-        images = crop_and_flip(images, self.crop, self.flip, generator)
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, whole: int | None = None, share: slice = _ALL
+    ) -> Tensor:
+        """Return float32 [b, c, h, w]; ``generator`` is on the CPU, so that a seed means the same everywhere.
+
+        Where the images are a share of a larger batch, numbers are drawn for the whole of it.
+        """
+        images = crop_and_flip(images, self.crop, self.flip, generator, whole, share)
         if self.scale is not None:
             images = torch.addcmul(self.shift, images.float(), self.scale)
-        return cut_out(images, self.cutout, generator)
+        return cut_out(images, self.cutout, generator, whole, share)
 
 
-def crop_and_flip(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
+def crop_and_flip(
+    images: Tensor,
+    crop: int,
+    flip: bool,
+    generator: torch.Generator,
+    whole: int | None = None,
+    share: slice = _ALL,
+) -> Tensor:
     """Crop and mirror every image at random, all of them in one gather.
 
     Parameters
@@ -103,6 +116,10 @@ def crop_and_flip(images: Tensor, crop: int, flip: bool, generator: torch.Genera
         Mirror each image left to right with probability 1/2.
     generator : torch.Generator
         On the CPU.
+    whole : int, optional
+        Images of the batch that these are a share of, for each of which numbers are drawn; default b.
+    share : slice, default all
+        Which of them these are.
 
     Returns
     -------
@@ -111,11 +128,12 @@ def crop_and_flip(images: Tensor, crop: int, flip: bool, generator: torch.Genera
     if not crop and not flip:
         return images
     b, _, h, w = images.shape
-    top, left = torch.randint(2 * crop + 1, (2, b, 1), generator=generator)
+    n = b if whole is None else whole
+    top, left = torch.randint(2 * crop + 1, (2, n, 1), generator=generator)[:, share]
     rows = torch.arange(h).repeat(b, 1)  # [b, h]
     columns = torch.arange(w).repeat(b, 1)  # [b, w]
     if flip:
-        mirror = torch.rand(b, 1, generator=generator) < 0.5
+        mirror = torch.rand(n, 1, generator=generator)[share] < 0.5
         columns = torch.where(mirror, w - 1 - columns, columns)
     padded = torch.nn.functional.pad(images, (crop, crop, crop, crop))
     rows, columns = (index.to(images.device, non_blocking=True) for index in (rows + top, columns + left))
@@ -125,7 +143,9 @@ def crop_and_flip(images: Tensor, crop: int, flip: bool, generator: torch.Genera
     return picked.permute(0, 3, 1, 2).contiguous()
 
 
-def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def cut_out(
+    images: Tensor, side: int, generator: torch.Generator, whole: int | None = None, share: slice = _ALL
+) -> Tensor:
     """Set a square of every image to zero, which is the mean of normalised images.
 
     Parameters
@@ -137,6 +157,8 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         that part of it may hang over the border. With an even side, the centre is the first pixel past the middle.
     generator : torch.Generator
         On the CPU.
+    whole, share
+        As for :func:`crop_and_flip`.
 
     Returns
     -------
@@ -147,7 +169,8 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     b, _, h, w = images.shape
     inside = []
     for length in (h, w):
-        first = torch.randint(length, (b, 1), generator=generator) - side // 2
+        n = b if whole is None else whole
+        first = torch.randint(length, (n, 1), generator=generator)[share] - side // 2
         at = torch.arange(length)
         inside.append(((at >= first) & (at < first + side)).to(images.device, non_blocking=True))
     rows, columns = inside

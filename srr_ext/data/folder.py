@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,19 +210,33 @@ def decode(files: ImageFiles, image_size: int | None, progress: Progress | None 
 
 def read_image(path: Path) -> Image.Image:
     """Return one image in RGB, or raise a ValueError that names the file."""
-    try:
-        with Image.open(path) as image:
-            return as_rgb(image)
-    except Exception as error:  # Pillow's readers raise half a dozen kinds for damaged files
-        raise BadImage(f"data: {path} cannot be read as an image ({error})") from error
+    with _opened(path) as image:
+        return as_rgb(image)
 
 
 def header_size(path: Path) -> tuple[int, int]:
     """Return height and width from the header of an image file, or raise a ValueError that names it."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def check_image(path: Path) -> None:
+    """Raise a ValueError that names the file unless `read_image` can read all of it.
+
+    A JPEG is decoded to an eighth of its size, which takes half the time and goes through all of its bytes alike.
+    """
+    with _opened(path) as image:
+        image.draft(image.mode, (1, 1))
+        as_rgb(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong while it is open becomes a ValueError that names it."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:  # as above
+            yield image
+    except Exception as error:  # Pillow's readers raise half a dozen kinds for damaged files
         raise BadImage(f"data: {path} cannot be read as an image ({error})") from error
 
 

@@ -8,7 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from srr_ext.data.augment import MIN_SCALE, Augment
-from srr_ext.data.base import IMAGENET_MEAN, IMAGENET_STD, ImageData
+from srr_ext.data.base import IMAGENET_MEAN, IMAGENET_STD, NOTHING_SKIPPED, ImageData, Skipped
+from srr_ext.data.corrupt import leave_out_corrupt
 from srr_ext.data.folder import ImageFiles, common_size, decode, header_size, list_folder
 from srr_ext.data.streamed import Part, StreamedData, Transform, hold_out, whole
 from srr_ext.data.tensors import Split, TensorData, channel_statistics, split_validation
@@ -49,6 +50,7 @@ class Options:
     test_only: bool
     workers: int
     progress: Progress | None
+    skip_corrupt: bool = False
 
 
 def digits(options: Options) -> ImageData:
@@ -136,21 +138,24 @@ def folder(root: str, options: Options) -> ImageData:
         raise ValueError("data 'folder' needs a path, as in folder:PATH with PATH/train and PATH/test")
     name, size = f"folder:{root}", options.image_size
     train, test = list_folder(Path(root))
+    n_listed = len(train) + len(test)
+    train, test, skipped = _readable(train, test, options)
     used = [test] if options.test_only else [train, test]
     shape = (size, size) if size is not None else header_size(test.path(0))
     # All count, whichever are used: evaluated by themselves, the test images must be scaled as they were in the run.
-    if max(shape) <= _SMALL and 3 * shape[0] * shape[1] * (len(train) + len(test)) <= _MOST_BYTES:
+    if max(shape) <= _SMALL and 3 * shape[0] * shape[1] * n_listed <= _MOST_BYTES:
         _check_in_memory(name, options.augment)
         tests = decode(test, size, options.progress)
         pool = tests.take(torch.arange(0)) if options.test_only else decode(train, size, options.progress)
         if pool.images.shape[2:] != tests.images.shape[2:]:
             raise ValueError(f"data: the images of {train.root} and {test.root} differ in size; set --image-size")
         crop = max(1, tests.images.shape[-1] // 8)  # 4 pixels for 32, as is usual
-        return _in_memory(name, pool, tests, test.classes, (IMAGENET_MEAN, IMAGENET_STD), crop, True, options)
+        held = _in_memory(name, pool, tests, test.classes, (IMAGENET_MEAN, IMAGENET_STD), crop, True, options)
+        return replace(held, skipped=skipped)
     if size is None:
         common_size(used, options.progress)  # an error unless they are all alike
     at_test = None if size is None else centre_crop(size)
-    return _streamed(name, train, test, shape, at_test, options)
+    return replace(_streamed(name, train, test, shape, at_test, options), skipped=skipped)
 
 
 def imagenet(root: str, options: Options) -> ImageData:
@@ -166,7 +171,16 @@ def imagenet(root: str, options: Options) -> ImageData:
         found = f"{train.root} has {len(train.classes)}"
         raise ValueError(f"data: {wanted}, but {found}; folder:PATH takes any number of classes")
     size = options.image_size or _IMAGENET_SIZE
-    return _streamed(f"imagenet:{root}", train, test, (size, size), centre_crop(size), options)
+    train, test, skipped = _readable(train, test, options)
+    images = _streamed(f"imagenet:{root}", train, test, (size, size), centre_crop(size), options)
+    return replace(images, skipped=skipped)
+
+
+def _readable(train: ImageFiles, test: ImageFiles, options: Options) -> tuple[ImageFiles, ImageFiles, Skipped]:
+    """Leave out what cannot be read, if that was asked for."""
+    if not options.skip_corrupt:
+        return train, test, NOTHING_SKIPPED
+    return leave_out_corrupt(train, test, test_only=options.test_only, progress=options.progress)
 
 
 def random_resized_crop(size: tuple[int, int], min_scale: float) -> Transform:

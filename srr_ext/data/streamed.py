@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from srr_ext.data.augment import ToInput
-from srr_ext.data.base import SPLITS, BadImage, Batches, ImageData, as_rgb, check_split
+from srr_ext.data.base import NOTHING_SKIPPED, SPLITS, BadImage, Batches, ImageData, Skipped, as_rgb, check_split
 
 _MOST_WORKERS = 8  # by default: more seldom help one GPU, and each needs memory
 
@@ -84,6 +84,8 @@ class StreamedData(ImageData):
         Further augmentation: images float32 [b, c, h, w] on the device to images of the same shape.
     workers : int
         Processes that decode; 0 for none.
+    skipped : Skipped
+        What was left out because it cannot be read.
     """
 
     name: str
@@ -101,6 +103,7 @@ class StreamedData(ImageData):
     cutout: int = 0
     batch_transform: Callable[[Tensor], Tensor] | None = None
     workers: int = 0
+    skipped: Skipped = NOTHING_SKIPPED
 
     @property
     def in_channels(self) -> int:
@@ -166,17 +169,18 @@ class StreamedBatches(Batches):
         loader, self._idle = self._idle or self._loader(), None
         keys = loader.batch_sampler
         assert isinstance(keys, _Keys)
-        keys.chunks = [(self.positions[chunk], seeds[chunk]) for chunk in chunks]
+        keys.chunks = [(self.positions[mine], seeds[mine]) for mine in map(self.mine, chunks)]
         try:
-            for found in loader:
+            for found, chunk in zip(loader, chunks, strict=True):
                 if isinstance(found, BadImage):
                     raise found
                 images, labels = (part.to(self.device, non_blocking=True) for part in found)
-                images = self.to_input(images, generator)
+                images = self.to_input(images, generator, len(chunk), self.processes.share)
                 if self.batch_transform is not None:
-                    with seeded(int(torch.randint(2**31, (), generator=generator))):
+                    drawn = int(torch.randint(2**31, (), generator=generator))
+                    with seeded((drawn + self.processes.rank) % 2**31):  # each transforms its share by itself
                         images = self.batch_transform(images)
-                yield images, labels
+                yield images, labels[: self.counted(chunk)]
             self._idle = loader  # its workers wait for the next epoch
         finally:
             del loader  # the workers of an iteration that stopped early end here, not with some traceback

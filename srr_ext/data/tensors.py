@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srr_ext.data.augment import ToInput
-from srr_ext.data.base import Batches, ImageData, check_split
+from srr_ext.data.base import NOTHING_SKIPPED, Batches, ImageData, Skipped, check_split
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,8 @@ class TensorData(ImageData):
         Augmentation: mirror every other image, left to right.
     cutout : int
         Augmentation: side of a square set to the mean; 0 for none.
+    skipped : Skipped
+        What was left out because it cannot be read.
     """
 
     name: str
@@ -77,6 +79,7 @@ class TensorData(ImageData):
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    skipped: Skipped = NOTHING_SKIPPED
 
     @property
     def in_channels(self) -> int:
@@ -112,8 +115,10 @@ class TensorBatches(Batches):
 
     def _make(self, chunks: list[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in chunks:
-            part = self.split.take(chunk.to(self.device, non_blocking=True))  # a blocking copy waits for the last step
-            yield self.to_input(part.images, generator), part.labels
+            mine = self.mine(chunk).to(self.device, non_blocking=True)  # a blocking copy waits for the last step
+            part = self.split.take(mine)
+            images = self.to_input(part.images, generator, len(chunk), self.processes.share)
+            yield images, part.labels[: self.counted(chunk)]
 
 
 def split_validation(pool: Split, share: float, seed: int) -> tuple[Split, Split]:

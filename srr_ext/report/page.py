@@ -12,6 +12,7 @@ from typing import Any
 from srr_ext.artifacts import CONFIG, LOG, PAGE, PLAN, REPORT, STRUCTURE
 from srr_ext.files import existing, read_json, write_text
 from srr_ext.report import sections
+from srr_ext.report.templates import HERE, template
 
 
 def write(folder: str | Path) -> Path:
@@ -34,21 +35,12 @@ def write(folder: str | Path) -> Path:
     ValueError
         If ``report.json`` is missing or one of the files is damaged; the message names it.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     folder = Path(folder)
     report = read_mapping(existing(folder / REPORT))
     structure, plan, config = (
         read_mapping(folder / name) if (folder / name).is_file() else {} for name in (STRUCTURE, PLAN, CONFIG)
     )
     log = read_log(folder / LOG)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     try:
         content = {
             "title": sections.title(report),
@@ -71,8 +63,8 @@ def write(folder: str | Path) -> Path:
         raise ValueError(
             f"{folder}: its JSON files are not those of a run ({type(error).__name__}: {error})"
         ) from error
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    html = environment.get_template("page.html.j2").render(css=css, **content)
+    css = (HERE / "page.css").read_text(encoding="utf-8")
+    html = template("page.html.j2").render(css=css, **content)
     write_text(folder / PAGE, html.encode("utf-8", "replace").decode("utf-8"))
     return folder / PAGE
 

@@ -14,6 +14,7 @@ from srr_ext.report.axes import beside, legend, rows_chart
 from srr_ext.report.page import command_line, flat_settings, read_log, read_mapping
 from srr_ext.report.sections import Missing, Picture, Table, has_numbers, ms, name_batch, percent, plural, points
 from srr_ext.report.svg import INK, PALETTE, style, to_svg
+from srr_ext.report.templates import HERE, template
 
 ZEROS = (
     "Zeros do not make dense kernels faster: the network with its zeros in place does all the multiplications of the "
@@ -111,20 +112,10 @@ def write(folder: str | Path) -> Path:
     ValueError
         If ``report.json`` is missing or one of the files is damaged; the message names it.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     folder = Path(folder)
     report = read_mapping(existing(folder / REPORT))
     config = read_mapping(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     log = read_log(folder / LOG)
-    templates = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(templates),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     try:
         content = {
             "title": sections.title(report),
@@ -143,8 +134,8 @@ def write(folder: str | Path) -> Path:
         raise ValueError(
             f"{folder}: its JSON files are not those of a run ({type(error).__name__}: {error})"
         ) from error
-    css = (templates / "page.css").read_text(encoding="utf-8")
-    html = environment.get_template("sparse_page.html.j2").render(css=css, **content)
+    css = (HERE / "page.css").read_text(encoding="utf-8")
+    html = template("sparse_page.html.j2").render(css=css, **content)
     write_text(folder / PAGE, html.encode("utf-8", "replace").decode("utf-8"))
     return folder / PAGE
 

@@ -215,7 +215,9 @@ def _choose_gamma(
         made = "the threshold with which the plan was made"
         return plan.gamma, "plan", made if rounds == 1 else f"the threshold of the last of {rounds} rounds"
     why = "the plan has no target"
-    if len(plan.target) == 1:
+    if "latency" in plan.target:
+        why = "it is a time, for which everything would have to be measured again"
+    elif len(plan.target) == 1:
         targets: dict[str, Any] = {f"keep_{quantity}": keep for quantity, keep in plan.target.items()}
         try:
             options = {name: plan.options[name] for name in ("streams", "distance") if name in plan.options}

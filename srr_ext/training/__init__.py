@@ -18,6 +18,7 @@ from srr_ext.training.losses import distillation_loss, training_loss
 from srr_ext.training.penalties import BatchNormL1, GroupLasso, ProximalPenalty, make_penalty
 from srr_ext.training.recalibration import recalibrate_batch_norm
 from srr_ext.training.schedules import learning_rate_factor, make_optimizer
+from srr_ext.training.sharding import gather_into
 from srr_ext.training.snapshots import Snapshots
 from srr_ext.training.state import Keeper, Stateful
 
@@ -42,6 +43,7 @@ __all__ = [
     "distillation_loss",
     "evaluate",
     "evaluate_topk",
+    "gather_into",
     "learning_rate_factor",
     "make_accelerator",
     "make_optimizer",

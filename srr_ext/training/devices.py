@@ -47,7 +47,7 @@ def make_accelerator(device: Device = "auto") -> Accelerator:
 @functools.cache
 def _accelerator_class() -> Any:
     """Return a kind of accelerator that has a device of its own."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import is_initialized
 
     class OwnDevice(Accelerator):
@@ -61,8 +61,11 @@ def _accelerator_class() -> Any:
         """
 
         def __init__(self, kind: Literal["cpu", "cuda"]) -> None:
+            # The buffers are alike in all processes, as batch normalisation counts the images of all.
+            alike = DistributedDataParallelKwargs(broadcast_buffers=False)
             # A state that exists already refuses the argument where it is on a GPU, and keeps its device anyway.
-            super().__init__(device_placement=False, cpu=kind == "cpu" and not is_initialized())
+            alone = kind == "cpu" and not is_initialized()
+            super().__init__(device_placement=False, cpu=alone, kwargs_handlers=[alike])
             self.native_amp, self.scaler = False, None  # whatever ACCELERATE_MIXED_PRECISION says
             if self.num_processes > 1 and self.state.device.type != kind:
                 raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from srr_ext.data import Batches, ImageData
+from srr_ext.processes import ALONE, Processes
 from srr_ext.progress import Progress, Step, silent
 from srr_ext.training.devices import device_of
 from srr_ext.training.lending import in_mode
@@ -27,6 +28,7 @@ def evaluate(
     batch_size: int = EVAL_BATCH,
     stage: str = "evaluate",
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> float:
     """Measure top-1 accuracy; see :func:`evaluate_topk` for the parameters and errors.
 
@@ -35,7 +37,9 @@ def evaluate(
     float
         Percent.
     """
-    found = evaluate_topk(model, data, split, topk=(1,), batch_size=batch_size, stage=stage, progress=progress)
+    found = evaluate_topk(
+        model, data, split, topk=(1,), batch_size=batch_size, stage=stage, progress=progress, processes=processes
+    )
     return found["top1"]
 
 
@@ -49,6 +53,7 @@ def evaluate_topk(
     batch_size: int = EVAL_BATCH,
     stage: str = "evaluate",
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Measure how often the right class is among the k highest scores.
 
@@ -68,6 +73,8 @@ def evaluate_topk(
         What progress calls this evaluation.
     progress : Progress, optional
         Shows the steps.
+    processes : Processes, default this one alone
+        Among whom the images are divided; all of them have to call this, and each gets the accuracy on all images.
 
     Returns
     -------
@@ -85,7 +92,7 @@ def evaluate_topk(
         raise ValueError(f"topk must name numbers of at least 1, but is {tuple(topk)}")
     if not data.size(split):
         raise ValueError(f"split {split!r} of {data.name} holds no images")
-    batches = data.batches(split, batch_size, device=device_of(model))
+    batches = data.batches(split, batch_size, device=device_of(model)).divided(processes)
     with (progress or silent()).stage(stage, len(batches)) as step:
         return accuracy_on(model, batches, len(data.classes), topk, step)
 
@@ -101,7 +108,8 @@ def accuracy_on(
     model : nn.Module
         On the device of the batches; used in evaluation mode, and left as it was.
     batches : Batches
-        At least one; one pass is made.
+        At least one; one pass is made. Where they are divided among processes, all have to call this, and each gets the
+        accuracy on all images.
     n_classes : int
         Of the labels.
     topk : sequence of int, default (1,)
@@ -123,22 +131,25 @@ def accuracy_on(
         for images, labels in batches:
             scores = model(images)
             check_scores(scores, n_classes)
+            scores = scores[: len(labels)]
             n_images += len(labels)
             if not accuracy:  # here the number of scores is known, which may be above that of the classes
                 n = scores.shape[1]
                 for k in kept:
-                    metric = MulticlassAccuracy(n, top_k=k, average="micro", validate_args=False)
+                    metric = MulticlassAccuracy(n, top_k=k, average="micro", validate_args=False, sync_on_compute=False)
                     accuracy[f"top{k}"] = metric.to(scores.device)
-            for metric in accuracy.values():
+            for metric in accuracy.values() if len(labels) else ():  # they cannot take none
                 metric.update(scores, labels)
             if step is not None:
                 step()
-    return {name: percent(metric, n_images) for name, metric in accuracy.items()}
+    right = [count(accuracy[f"top{k}"], n_images) if n_images else 0 for k in kept]
+    *right_all, n_all = batches.processes.sum(*right, n_images)
+    return {f"top{k}": 100 * found / n_all for k, found in zip(kept, right_all, strict=True)}
 
 
-def percent(accuracy: MulticlassAccuracy, n_images: int) -> float:
-    """Return a share of images in percent; torchmetrics divides in float32, where 99.2 % is 99.19999838 %."""
-    return 100 * round(float(accuracy.compute()) * n_images) / n_images
+def count(accuracy: MulticlassAccuracy, n_images: int) -> int:
+    """Return how many of the images that a metric has seen were right; it divides in float32."""
+    return round(float(accuracy.compute()) * n_images)
 
 
 def check_scores(scores: object, n_classes: int) -> None:

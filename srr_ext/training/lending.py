@@ -10,9 +10,12 @@ from torch import nn
 
 from srr_ext.training.devices import device_of
 
+_SEEDS = 1 << 63  # what torch takes
+_RANK_STRIDE = 1_000_000_007  # a prime, so that nobody's seeds are next to each other
+
 
 @contextmanager
-def lent_to(device: torch.device, model: nn.Module, *, channels_last: bool = False) -> Iterator[None]:
+def lent_to(device: torch.device, model: nn.Module, *, channels_last: bool = False) -> Iterator[nn.Module]:
     """Move a model to a device for a while, then back, each parameter with its own memory format.
 
     Parameters
@@ -23,6 +26,11 @@ def lent_to(device: torch.device, model: nn.Module, *, channels_last: bool = Fal
         Moved in place.
     channels_last : bool, default False
         Also bring its 4-dimensional parameters into the channels-last memory format.
+
+    Yields
+    ------
+    nn.Module
+        The model.
     """
     home = device_of(model)
     images = [p for p in model.parameters() if p.ndim == 4] if channels_last else []
@@ -32,7 +40,7 @@ def lent_to(device: torch.device, model: nn.Module, *, channels_last: bool = Fal
         for p in images:
             # Not contiguous(), which leaves 1x1 kernels as they are: their gradients then come with other strides.
             p.data = torch.empty_like(p.data, memory_format=torch.channels_last).copy_(p.data)
-        yield
+        yield model
     finally:
         model.to(home)
         for p, stride in zip(images, strides, strict=True):
@@ -53,8 +61,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch for a while, then give the caller's random state back."""
+def seeded(seed: int, rank: int = 0) -> Iterator[None]:
+    """Seed torch for a while, otherwise in each of several processes, then give the caller's random state back."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        torch.manual_seed((seed + rank * _RANK_STRIDE) % _SEEDS)
         yield

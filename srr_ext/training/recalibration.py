@@ -10,9 +10,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from srr_ext.processes import ALONE, Processes
 from srr_ext.progress import Progress, silent
 from srr_ext.training.devices import device_of
 from srr_ext.training.lending import in_mode
+from srr_ext.training.synchronised import synchronised_batch_norm
 
 
 @torch.no_grad()
@@ -22,6 +24,7 @@ def recalibrate_batch_norm(
     n_batches: int = 50,
     *,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> int:
     """Measure the running statistics of batch normalisation anew, without training.
 
@@ -38,6 +41,8 @@ def recalibrate_batch_norm(
         At most how many batches count, each with the same weight.
     progress : Progress, optional
         Shows the batches.
+    processes : Processes, default this one alone
+        Among whom the batches are divided; the statistics are those of all their images.
 
     Returns
     -------
@@ -72,6 +77,7 @@ def recalibrate_batch_norm(
     device = device_of(model)
     with (
         in_mode(model, training=False),
+        synchronised_batch_norm(processes),
         (progress or silent()).stage("recalibrate", total) as step,
     ):  # drop-out stays off
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from srr_ext.training.config import TrainConfig
+from srr_ext.training.sharding import is_divided
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -26,8 +27,9 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> t
     torch.optim.SGD or torch.optim.AdamW
     """
     parameters = list(parameters)
-    # One kernel for all parameters: half the time, which shows in small networks, and the same numbers.
-    fused = all(p.is_floating_point() for p in parameters)
+    # One kernel for all parameters: half the time, which shows in small networks, and the same numbers. It is not there
+    # for SGD on parameters that are divided among processes.
+    fused = all(p.is_floating_point() and not is_divided(p) for p in parameters)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(

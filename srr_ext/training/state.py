@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from srr_ext.processes import processes
+from srr_ext.training.sharding import like, whole
+
 
 class Keeper(Protocol):
     """Where a training leaves what it needs to go on, and finds it again."""
@@ -62,14 +65,14 @@ def state_of(
     Returns
     -------
     dict of str to Tensor
-        Also the random state of the CPU and of every GPU.
+        Also the random state of the CPU and of every GPU; of several processes those of each, one after the other, with
+        that of the GPU it uses. All of them have to call this.
     """
-    tensors = {"done": torch.tensor(done), "random:cpu": torch.random.get_rng_state()}
-    if torch.cuda.is_initialized():
-        tensors |= {f"random:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    tensors |= _named("model", model.state_dict())
+    tensors = {"done": torch.tensor(done)}
+    tensors |= {f"random:{name}": processes().gather(state) for name, state in _random_state().items()}
+    tensors |= _named("model", {name: whole(value) for name, value in model.state_dict().items()})
     for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer:{index}:{name}": torch.as_tensor(value) for name, value in entry.items()}
+        tensors |= {f"optimizer:{index}:{name}": torch.as_tensor(whole(value)) for name, value in entry.items()}
     if averaged is not None:
         tensors |= _named("average", averaged.state_dict())
     if scaler is not None:
@@ -96,7 +99,9 @@ def restore(
         The state is of another training.
     """
     try:
-        model.load_state_dict(_part(tensors, "model"))
+        saved = _part(tensors, "model")
+        mine = {name: value for name, value in model.state_dict().items() if name in saved}
+        model.load_state_dict({name: like(value, mine.get(name, value)) for name, value in saved.items()})
         if averaged is not None:
             averaged.load_state_dict(_part(tensors, "average"))
         if scaler is not None:
@@ -104,14 +109,34 @@ def restore(
         for key, other in others.items():
             other.restore(_part(tensors, key))
         _restore_optimizer(optimizer, _part(tensors, "optimizer"))
-        torch.random.set_rng_state(tensors["random:cpu"])
-        gpus = _part(tensors, "random")
-        gpus.pop("cpu")
-        if gpus:
-            torch.cuda.set_rng_state_all([gpus[str(index)] for index in range(len(gpus))])
+        _set_random_state(_part(tensors, "random"))
         return int(tensors["done"])
     except (KeyError, RuntimeError, IndexError) as error:
         raise ValueError(f"the saved state is of another training ({str(error).splitlines()[0]})") from error
+
+
+def _random_state() -> dict[str, Tensor]:
+    """Return the states of the generators that this process draws from."""
+    states = {"cpu": torch.random.get_rng_state()}
+    if torch.cuda.is_initialized():
+        alone = processes().count == 1
+        used = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+        states |= {str(index): state for index, state in enumerate(used)}
+    return states
+
+
+def _set_random_state(tensors: dict[str, Tensor]) -> None:
+    here = processes()
+    if any(len(every) != here.count for every in tensors.values()):
+        raise ValueError(f"the saved state is that of another number of processes than {here.count}; start as many")
+    # Copied, as torch reads a generator's state from the begin of its storage, and may crash on that of another.
+    mine = {name: every[here.rank].clone() for name, every in tensors.items()}
+    torch.random.set_rng_state(mine.pop("cpu"))
+    gpus = [mine[str(index)] for index in range(len(mine))]
+    if here.count == 1 and gpus:
+        torch.cuda.set_rng_state_all(gpus)
+    elif gpus:
+        torch.cuda.set_rng_state(gpus[0])
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -119,11 +144,11 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
         index, _, key = name.partition(":")
-        like = parameters[int(index)]
-        if tensor.numel() > 1 and tensor.shape != like.shape:
+        parameter = parameters[int(index)]
+        if tensor.numel() > 1 and tensor.shape != parameter.shape:
             raise RuntimeError(f"{key} of parameter {index} has shape {list(tensor.shape)}")
-        if tensor.shape == like.shape:  # in the memory format in which the optimiser would make it
-            tensor = torch.empty_like(like).copy_(tensor)
+        if tensor.shape == parameter.shape:  # in the memory format in which the optimiser would make it
+            tensor = torch.empty_like(parameter).copy_(like(tensor, parameter))
         entries.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
 
