@@ -186,11 +186,28 @@ def measure(count: int, threads: int) -> dict[str, dict[str, float]]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def tables(record: dict[str, Any]) -> tuple[str, str]:
+    """Return what a record has measured and computed, as the documentation shows it."""
+    lines = [
+        "| network, pixels | alone | 2 threads | 2 processes | per processor second: alone | in 2 processes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in record["measured"]:
+        shown = [f"{row['images_per_s'][name]:.0f}" for name in WAYS]
+        shown += [f"{rate:.0f}" for rate in row["images_per_cpu_s"].values()]
+        lines.append(f"| {row['network']}, {row['pixels']} | {' | '.join(shown)} |")
+    computed = ["| joined by | processes | efficiency |", "|---|---|---|"]
+    for row in record["computed"]["rows"]:
+        wire = f"{row['wire']} ({row['bandwidth'] / 1e9:g} GB/s, {row['latency'] * 1e6:g} µs)"
+        computed.append(f"| {wire} | {row['processes']} | {100 * row['efficiency']:.0f} % |")
+    return "\n".join(lines), "\n".join(computed)
+
+
 def main() -> None:
     """Measure, or do what a process of a measurement does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--repetitions", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--output", type=Path, help="folder of the record")
     arguments = parser.parse_args()
     if arguments.here:
@@ -233,7 +250,7 @@ def main() -> None:
     text = json.dumps(record, indent=1) + "\n"
     if arguments.output:
         (arguments.output / "scaling-cpu.json").write_text(text, encoding="utf-8")
-    print(text)
+    print("\n\n".join(tables(record)))
 
 
 if __name__ == "__main__":

@@ -246,6 +246,43 @@ def test_what_cannot_work_is_refused_before_the_first_epoch(tmp_path: Path) -> N
         SRRPruning(network="net")
 
 
+def test_checkpoints_without_a_plan_are_refused(tmp_path: Path) -> None:
+    """Lightning leaves callbacks out of files of weights, and the weights alone do not say what was cut."""
+    callback = SRRPruning(network="net", example_inputs=EXAMPLE, **OPTIONS)
+    with pytest.raises(ValueError, match="save_weights_only=True leaves the plan out"):
+        trainer(tmp_path, callback, ModelCheckpoint(tmp_path, save_weights_only=True)).fit(lit(), data())
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_precisions(precision: str, tmp_path: Path) -> None:
+    """The example follows the module, as its batches do."""
+    model, callback = lit(), SRRPruning(at_epoch=1, network="net", example_inputs=EXAMPLE, **OPTIONS)
+    trainer(tmp_path, callback, epochs=2, precision=precision).fit(model, data())
+    assert callback.plan is not None and callback.plan.layers
+    wanted = {"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision, torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+    assert sum(p.numel() for p in model.net.parameters()) == callback.plan.cost["params"]["pruned"]
+
+
+def test_state_that_cannot_be_cut_is_refused_after_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when it is time to prune, which may be days later."""
+    model = lit()
+    monkeypatch.setattr(model, "configure_optimizers", lambda: torch.optim.Adafactor(model.parameters()))
+    run = trainer(tmp_path, SRRPruning(at_epoch=2, network="net", example_inputs=EXAMPLE, **OPTIONS), epochs=3)
+    with pytest.raises(ValueError, match="Adafactor keeps state of another shape"):
+        run.fit(model, data())
+    assert run.global_step == 1
+
+
+def test_an_epoch_that_never_comes_is_said(tmp_path: Path) -> None:
+    callback = SRRPruning(at_epoch=1, network="net", example_inputs=EXAMPLE, **OPTIONS)
+    with pytest.warns(UserWarning, match="nothing will be pruned: at_epoch is 1, .* has 1 epochs"):
+        trainer(tmp_path, callback, epochs=1).fit(lit(), data())
+    assert callback.plan is None
+
+
 class _Several(pl.Trainer):
     """A trainer on several devices."""
 

@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from srr_ext.adapters.transformers import SRRPruningCallback, _unwrapped  # noqa: E402
 
 OPTIONS: dict[str, Any] = {"keep_macs": 0.6, "allocator": "uniform"}
+STATE = transformers.TrainerState(max_steps=9, num_train_epochs=3)
 EXAMPLE = {"pixel_values": torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(5))}
 
 
@@ -66,7 +67,12 @@ class Images(torch.utils.data.IterableDataset[dict[str, Tensor]]):
 
 
 def trainer(folder: Path, model: nn.Module, *callbacks: Any, **options: Any) -> Any:
-    plain: dict[str, Any] = {"max_steps": 9, "per_device_train_batch_size": 8, "save_strategy": "no"}
+    plain: dict[str, Any] = {
+        "max_steps": 9,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+        "optim": "adamw_torch",
+    }
     args = transformers.TrainingArguments(
         str(folder),
         use_cpu=True,
@@ -75,7 +81,6 @@ def trainer(folder: Path, model: nn.Module, *callbacks: Any, **options: Any) -> 
         logging_strategy="no",
         learning_rate=0.01,
         dataloader_pin_memory=False,
-        optim="adamw_torch",
         **plain | options,
     )
     return transformers.Trainer(model, args, train_dataset=Images(), callbacks=[*callbacks])
@@ -196,15 +201,33 @@ def test_what_cannot_work_is_refused_before_the_first_step(tmp_path: Path) -> No
         (SRRPruningCallback(EXAMPLE, at_epoch=1, **OPTIONS), "prune at epoch 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            callback.on_train_begin(args, None, None, model=resnet())  # type: ignore[arg-type]
-    SRRPruningCallback(EXAMPLE, **OPTIONS).on_train_begin(args, None, None, model=resnet())  # type: ignore[arg-type]
+            callback.on_train_begin(args, STATE, None, model=resnet())  # type: ignore[arg-type]
+    SRRPruningCallback(EXAMPLE, **OPTIONS).on_train_begin(args, STATE, None, model=resnet())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not with distributed"):
-        refused.on_train_begin(_Several(), None, None, model=resnet())  # type: ignore[arg-type]
+        refused.on_train_begin(_Several(), STATE, None, model=resnet())  # type: ignore[arg-type]
     for moment in ({"at_epoch": 1, "at_step": 1}, {"at_epoch": -1}, {"at_step": True}, {"at_step": 0.5}):
         with pytest.raises(ValueError, match=r"at_epoch|at_step"):
             SRRPruningCallback(EXAMPLE, **moment, **OPTIONS)
     with pytest.raises(ValueError, match="exactly one"):
         SRRPruningCallback(EXAMPLE)
+
+
+def test_state_that_cannot_be_cut_is_refused_after_the_first_step(tmp_path: Path) -> None:
+    """And not when it is time to prune, which may be days later."""
+    run = trainer(tmp_path, Plain(), SRRPruningCallback(EXAMPLE, at_step=5, **OPTIONS), optim="adafactor")
+    with pytest.raises(ValueError, match="Adafactor keeps state of another shape"):
+        run.train()
+    assert run.state.global_step == 1
+
+
+def test_a_moment_that_never_comes_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for moment, said in (({"at_step": 1}, 0), ({"at_step": 2}, 1), ({"at_epoch": 1}, 1)):
+        caplog.clear()
+        callback = SRRPruningCallback(EXAMPLE, **moment, **OPTIONS)
+        run = trainer(tmp_path, Plain(), callback, max_steps=2)
+        run.train_dataset = [*Images()]  # their number is known, and so is that of the epochs
+        run.train()
+        assert caplog.text.count("nothing will be pruned") == said and (callback.plan is None) == bool(said)
 
 
 class _Several:

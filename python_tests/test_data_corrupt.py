@@ -19,6 +19,7 @@ from srr_ext import data
 from srr_ext.__main__ import main
 from srr_ext.data import ImageData, Skipped, StreamedData, TensorData
 from srr_ext.data.folder import check_image, read_image
+from srr_ext.report import sections
 
 RNG = np.random.default_rng(0)
 
@@ -192,6 +193,13 @@ def test_the_quick_look_at_a_jpeg_finds_what_reading_it_would(tmp_path: Path, mo
         assert fails[0] == fails[1]
         results.append(fails[0])
     assert 20 < sum(results) < len(results) - 20
+
+
+def test_the_page_of_a_run_says_it() -> None:
+    report = {"n_test_images": 50, "skipped_images": {"train": 3, "test": 0}}
+    assert "cannot be read: 3 training and 0 test images" in sections.test_size(report)
+    for nothing in ({}, {"skipped_images": {"train": 0, "test": 0}}):
+        assert sections.test_size({"n_test_images": 50} | nothing).endswith("one image is 2 points.")
 
 
 def test_the_commands_say_and_record_it(

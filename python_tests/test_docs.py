@@ -122,6 +122,7 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     """And prints what the page says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where pages keep measured times
     from srr_ext.criteria import base
 
     monkeypatch.setattr(base._registry, "_items", dict(base._registry._items))  # pages may register a selector

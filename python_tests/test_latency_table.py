@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import statistics
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import srr_ext
 from srr_ext.__main__ import main
-from srr_ext.channels import analyze_channels
+from srr_ext.channels import ChannelAnalysis, analyze_channels
 from srr_ext.cost import CostModel, Target
 from srr_ext.graph import select_groups
 from srr_ext.latency import measure_latency, undisturbed_clock
@@ -82,6 +82,11 @@ class Deaf(Formula):
         raise AssertionError("these networks were known")
 
 
+@cache
+def analysis_of(name: str) -> ChannelAnalysis:
+    return analyze_channels(*network(name))
+
+
 def network(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(seed)
     channels, size = NETS[name]
@@ -90,7 +95,7 @@ def network(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
 
 def model_of(name: str, table: LatencyTable, batch: int = 2) -> tuple[LatencyCost, nn.Module, Tensor]:
     model, example = network(name)
-    analysis = analyze_channels(model, example)
+    analysis = analysis_of(name)
     inputs = with_batch(example, batch)
     return (
         LatencyCost(model, inputs, analysis, select_groups(analysis, "keep"), trial=example, table=table),
@@ -175,7 +180,7 @@ def test_the_estimate_is_the_sum_over_the_cut_network(name: str) -> None:
     cost, model, inputs = model_of(name, LatencyTable("cpu", stopwatch=Formula(), cache=False))
     n_groups = len(select_groups(cost.analysis, "keep"))
     rng = np.random.default_rng(0)
-    for shares in ([1.0] * n_groups, [0.5] * n_groups, *rng.uniform(0.05, 1, (4, n_groups))):
+    for shares in ([1.0] * n_groups, [0.5] * n_groups, *rng.uniform(0.05, 1, (2, n_groups))):
         kept = chosen(cost, shares)
         small = cut_layers(model, kept_positions(cost.analysis.groups, kept))
         wanted = sum(elements(operation) for operation in record_operations(small, inputs))
@@ -226,6 +231,58 @@ def test_an_operation_that_cannot_be_called_by_itself_is_named() -> None:
     )
     bad = Operation.of(torch.ops.aten.mm.default, (torch.zeros(2, 3), torch.zeros(2, 3)), {})
     assert TorchStopwatch().operation(bad) is None
+
+
+class ThreeGroups(nn.Module):
+    """A convolution of three groups, all of which lose channels together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 3, groups=3)
+        self.last = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.grouped(self.first(x).relu()).relu())
+
+
+def test_grouped_convolutions_are_only_measured_at_sizes_that_they_can_have() -> None:
+    """Eight steps of three channels; torch refuses a convolution of three groups with 17 channels."""
+
+    def time(operation: Operation) -> int | None:
+        args, kwargs = operation.arguments()
+        try:
+            operation.operator(*args, **kwargs)
+        except RuntimeError:
+            return None
+        return elements(operation)
+
+    model, example = ThreeGroups().eval(), torch.zeros(1, 3, 6, 6)
+    analysis = analyze_channels(model, example)
+    groups = select_groups(analysis, "keep")
+    assert {group.name: group.size for group in groups} == {"first": 8, "grouped": 8}
+    cost = LatencyCost(
+        model, example, analysis, groups, table=LatencyTable("cpu", stopwatch=Formula(time), cache=False)
+    )
+    for left in range(1, 9):
+        kept = {group.name: np.arange(left) for group in groups}
+        small = cut_layers(model, kept_positions(groups, kept))
+        wanted = sum(elements(operation) for operation in record_operations(small, example))
+        assert cost.of(kept) == pytest.approx(wanted, rel=1e-4)
+    assert cost.unmeasured == ()
+
+
+def test_a_size_that_torch_refuses_does_not_count_as_no_time() -> None:
+    """It counts as in the dense network, and is named."""
+
+    def time(operation: Operation) -> int | None:
+        n_out = operation.numbers[4] if "conv2d" in str(operation.operator) else 0
+        return None if 0 < n_out < 64 and n_out % 2 else elements(operation)
+
+    cost, _, _ = model_of("cifar_vgg13_bn", LatencyTable("cpu", stopwatch=Formula(time), cache=False))
+    assert cost.unmeasured == ()
+    name = next(group.name for group in select_groups(cost.analysis, "keep") if group.size == 64)
+    assert 0.8 * cost.dense < cost.of({name: np.arange(17)}) < cost.dense
+    assert cost.unmeasured == ("aten.conv2d.default",)
 
 
 # -- plans -----------------------------------------------------------------------------------------------------------
@@ -388,6 +445,35 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
     assert fewer.asked < stopwatch.asked / 2
 
 
+def test_a_table_may_be_used_again(tmp_path: Path) -> None:
+    """For the same plan, byte for byte, whatever it was asked for in between; but not with other threads."""
+    model, example = network("digits_cnn")
+    table = LatencyTable("cpu", stopwatch=Formula(overhead=0.2), cache=False)
+    options: dict[str, Any] = {"allocator": "global", "latency_batch": 2, "latency_table": table}
+    first, _, again = (srr_ext.make_plan(model, example, keep_latency=keep, **options) for keep in (0.6, 0.7, 0.6))
+    assert first.to_json() == again.to_json()
+    table.environment["threads"] += 1
+    with pytest.raises(ValueError, match=r"latency_table: is of \d+ \(threads\), and here it is \d+"):
+        srr_ext.make_plan(model, example, keep_latency=0.6, **options)
+
+
+def test_measuring_leaves_the_random_state_alone() -> None:
+    """Or what a program computes afterwards would depend on what was in the cache."""
+    model, example = network("digits_cnn")
+    state = torch.random.get_rng_state()
+    watch = TorchStopwatch(seconds=0.01)
+    assert watch.operation(record_operations(model, example)[0])
+    assert watch.networks([nn.Sequential(model, nn.AlphaDropout(0.5))], example)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_no_batch_is_made_that_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 images of the size of the example are many megabytes."""
+    model, example = network("digits_cnn")
+    monkeypatch.setattr("srr_ext.plan.with_batch", None)
+    srr_ext.make_plan(model, example, keep_macs=0.5, allocator="uniform")
+
+
 def test_the_file_does_not_depend_on_the_order_of_questions(tmp_path: Path) -> None:
     model, example = network("digits_cnn")
     operations = record_operations(model, example)
@@ -405,9 +491,9 @@ def test_the_file_does_not_depend_on_the_order_of_questions(tmp_path: Path) -> N
 def test_other_threads_or_settings_have_a_table_of_their_own(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2):
+        for threads in (1, 2):  # nothing is computed with the second: it would wait for a core
             torch.set_num_threads(threads)
-            plan_with(tmp_path, Formula())
+            _add(tmp_path, 1)
     finally:
         torch.set_num_threads(before)
     records = [json.loads(path.read_text())["environment"] for path in tmp_path.glob("*.json")]
@@ -453,13 +539,14 @@ def _add(folder: Path, first: int) -> None:
 
 
 def test_threads_and_processes_that_save_at_once_lose_nothing(tmp_path: Path) -> None:
-    workers = [threading.Thread(target=_add, args=(tmp_path, first)) for first in (1, 9)]
+    workers = [threading.Thread(target=_add, args=(tmp_path, first), daemon=True) for first in (1, 9)]
     context = multiprocessing.get_context("fork")
-    workers += [context.Process(target=_add, args=(tmp_path, first)) for first in (17, 25)]
+    workers += [context.Process(target=_add, args=(tmp_path, first), daemon=True) for first in (17, 25)]
     for worker in reversed(workers):  # processes first: a fork beside running threads is asking for trouble
         worker.start()
     for worker in workers:
-        worker.join()
+        worker.join(60)
+        assert not worker.is_alive()
     (path,) = tmp_path.glob("*.json")
     assert sorted(json.loads(path.read_text())["operations_ns"]) == sorted(
         f"aten.relu.default(float32[{width}])" for width in range(1, 33)
@@ -564,9 +651,9 @@ def test_a_plan_takes_the_time_that_was_wanted(
 ) -> None:
     """Within a tenth, measured afterwards, with one thread.
 
-    Each of three plans is made from an empty table, as that is what may go wrong, and the median of their ratios
-    counts, because other tests run beside this one: their use of caches and memory slows narrow and wide networks
-    unequally, for seconds at a time. The clock is that of the thread, which does not see the waiting for a core.
+    Each plan is made from an empty table, as that is what may go wrong, and two of five have to be right, because other
+    tests run beside this one: their use of caches and memory slows narrow and wide networks unequally, for seconds at
+    a time. The clock is that of the thread, which does not see the waiting for a core.
     """
     torch.manual_seed(0)
     model, example = srr_ext.models.create(name, 10).eval(), torch.randn(1, 3, size, size)
@@ -574,15 +661,16 @@ def test_a_plan_takes_the_time_that_was_wanted(
     torch.set_num_threads(1)
     try:
         clock = undisturbed_clock(torch.device("cpu"))
-        for attempt in range(3):
+        for attempt in range(5):
             table = LatencyTable("cpu", cache=tmp_path / str(attempt), stopwatch=TorchStopwatch(seconds=1))
             options: dict[str, Any] = {"allocator": allocator, "round_to": round_to, "latency_batch": 8}
             plan = srr_ext.make_plan(model, example, keep_latency=keep, latency_table=table, **options)
             small = srr_ext.apply_plan(model, plan, example)
             dense, pruned = measure_latency([model, small], batch, seconds=1, rounds=12, clock=clock)
             ratios.append(pruned / dense / keep)
-            if attempt == 0 and abs(ratios[0] - 1) < 0.05:
-                break  # no noise to speak of
+            right = sum(0.9 <= ratio <= 1.1 for ratio in ratios)
+            if right == 2 or abs(ratios[0] - 1) < 0.05:
+                break
     finally:
         torch.set_num_threads(threads)
-    assert 0.9 <= statistics.median(ratios) <= 1.1, ratios
+    assert right == 2 or abs(ratios[0] - 1) < 0.05, ratios

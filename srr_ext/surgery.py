@@ -158,12 +158,9 @@ def prune_optimizer(
     modules = dict(model.named_modules())
     sides = _sides(plan)
 
-    def cut_state(name: str, value: Any, parameter: Tensor) -> Any:
+    def cut_state(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.numel() == 1:
             return copy.deepcopy(value)  # step counts and the like
-        if value.shape != parameter.shape:
-            kind = type(optimizer).__name__
-            raise ValueError(f"optimizer: {kind} keeps state of another shape than its parameters, which cannot be cut")
         module, _, attribute = name.rpartition(".")
         ins, outs = sides.get((module, "in")), sides.get((module, "out"))
         return cut_tensor(modules[module], attribute, value, ins, outs).clone()
@@ -175,11 +172,23 @@ def prune_optimizer(
             raise ValueError(f"optimizer: holds a parameter of shape {list(unknown[0].shape)} that is not the model's")
         options = copy.deepcopy({key: value for key, value in group.items() if key != "params"})
         groups.append({**options, "params": [small[names[id(parameter)]] for parameter in group["params"]]})
+    check_state(optimizer)
     twin = type(optimizer)(groups, **_constructor_defaults(optimizer))
     for parameter, state in optimizer.state.items():
         name = names[id(parameter)]
-        twin.state[small[name]] = {key: cut_state(name, value, parameter) for key, value in state.items()}
+        twin.state[small[name]] = {key: cut_state(name, value) for key, value in state.items()}
     return twin
+
+
+def check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError if an optimiser has state that is not shaped like its parameter, which cannot be cut."""
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                kind = type(optimizer).__name__
+                raise ValueError(
+                    f"optimizer: {kind} keeps state of another shape than its parameters, which cannot be cut"
+                )
 
 
 def _constructor_defaults(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

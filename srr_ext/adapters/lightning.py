@@ -21,12 +21,13 @@ from srr_ext.adapters.in_place import (
     summary,
 )
 from srr_ext.plan import PruningPlan
+from srr_ext.surgery import check_state
 
 try:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
     from lightning.pytorch.strategies import SingleDeviceStrategy
-    from lightning.pytorch.utilities import rank_zero_info
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 except ImportError as _error:
     raise ModuleNotFoundError(
         f"the callback SRRPruning needs lightning, which is not installed ({_error}); pip install 'srr_ext[lightning]'"
@@ -67,7 +68,8 @@ class SRRPruning(Callback):
         An unknown option, or one of a wrong type. When training starts: a trainer of ``pytorch_lightning``.
     ValueError
         An option is out of range. When training starts: no example inputs, a network that offers nothing to prune, more
-        than one device, or a callback that averages weights. When the epoch comes: as `srr_ext.make_plan`.
+        than one device, or a callback that averages weights or saves nothing but weights. After the first step: an
+        optimiser whose state cannot be cut, such as Adafactor. When the epoch comes: as `srr_ext.make_plan`.
 
     Notes
     -----
@@ -93,14 +95,21 @@ class SRRPruning(Callback):
         check_options(options)
         self.at_epoch, self.network, self.example_inputs, self.options = at_epoch, network, example_inputs, options
         self.plan: PruningPlan | None = None
+        self._checked = False  # whether the optimisers have state that can be cut
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse now what would fail when the epoch comes."""
         self._stop_listening(pl_module)
+        self._checked = False
         if self.plan is None:
-            check_network(_network(pl_module, self.network), self._example(pl_module), self.options)
+            if trainer.max_epochs is not None and -1 < trainer.max_epochs <= self.at_epoch:
+                rank_zero_warn(
+                    f"srr_ext: nothing will be pruned: at_epoch is {self.at_epoch}, counted from 0, and the training "
+                    f"has {trainer.max_epochs} epochs"
+                )
+            check_network(_network(pl_module, self.network), self._example(trainer, pl_module), self.options)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, if it is time."""
@@ -108,7 +117,7 @@ class SRRPruning(Callback):
             return
         self.plan = prune_in_place(
             _network(pl_module, self.network),
-            self._example(pl_module),
+            self._example(trainer, pl_module),
             self.options,
             owner=pl_module,
             optimizers=trainer.optimizers,
@@ -117,15 +126,23 @@ class SRRPruning(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(summary(self.plan), step=trainer.global_step)
 
-    def _example(self, pl_module: pl.LightningModule) -> Any:
-        if self.example_inputs is not None:
-            return self.example_inputs
-        if self.network or pl_module.example_input_array is None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+        """Refuse after the first step, and not epochs later, optimisers with state that cannot be cut."""
+        if self.plan is None and not self._checked and trainer.global_step > 0:
+            for optimizer in trainer.optimizers:
+                check_state(optimizer)
+            self._checked = True
+
+    def _example(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        example = self.example_inputs
+        if example is None and not self.network:
+            example = pl_module.example_input_array
+        if example is None:
             raise ValueError(
                 "example_inputs: SRRPruning has none; pass them, or set example_input_array of the LightningModule "
                 "where that itself is pruned"
             )
-        return pl_module.example_input_array
+        return trainer.precision_plugin.convert_input(example)  # as its batches: to double for "64-true", and so on
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -201,6 +218,8 @@ class SRRPruning(Callback):
         averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, _AVERAGING)]
         if averaging:
             raise ValueError(f"callbacks: {averaging[0]} averages with weights from before the pruning; leave it out")
+        if any(getattr(callback, "save_weights_only", False) for callback in callbacks):
+            raise ValueError("callbacks: save_weights_only=True leaves the plan out of checkpoints; set it to False")
 
 
 def load_checkpoint(path: str | Path, pl_module: pl.LightningModule) -> PruningPlan | None:

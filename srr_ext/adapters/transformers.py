@@ -24,6 +24,7 @@ from srr_ext.adapters.in_place import (
 from srr_ext.artifacts import PLAN
 from srr_ext.copying import copy_model
 from srr_ext.plan import PruningPlan
+from srr_ext.surgery import check_state
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -61,7 +62,8 @@ class SRRPruningCallback(TrainerCallback):
         An unknown option, or one of a wrong type.
     ValueError
         An option is out of range. When training starts: a model that offers nothing to prune, several processes,
-        ``load_best_model_at_end`` with a later pruning. When the time comes: as `srr_ext.make_plan`.
+        ``load_best_model_at_end`` with a later pruning. After the first step: an optimiser whose state cannot be cut,
+        such as Adafactor. When the time comes: as `srr_ext.make_plan`.
 
     Notes
     -----
@@ -93,6 +95,7 @@ class SRRPruningCallback(TrainerCallback):
         self.at_epoch, self.at_step = (0 if at_step is None else None) if at_epoch is None else at_epoch, at_step
         self.plan: PruningPlan | None = None
         self._epoch: int | None = None  # that has begun last
+        self._checked = False  # whether the optimiser has state that can be cut
 
     def restore(self, model: nn.Module, checkpoint: str | Path) -> None:
         """Cut the model as it was when a checkpoint was written, before ``trainer.train`` goes on from that.
@@ -128,9 +131,9 @@ class SRRPruningCallback(TrainerCallback):
     ) -> None:
         """Refuse now what would fail when the time comes."""
         assert model is not None
-        self._epoch = None
-        how = args.parallel_mode.value
-        if how not in ("not_parallel", "not_distributed") or args.deepspeed or getattr(args, "fsdp", None):
+        self._epoch, self._checked = None, False
+        how = "DeepSpeed" if args.deepspeed else "FSDP" if getattr(args, "fsdp", None) else args.parallel_mode.value
+        if how not in ("not_parallel", "not_distributed"):
             raise ValueError(f"args: SRRPruningCallback works in one process on whole parameters, not with {how}")
         if args.load_best_model_at_end and (self.at_epoch or self.at_step):
             raise ValueError(
@@ -140,6 +143,14 @@ class SRRPruningCallback(TrainerCallback):
         if self.plan is not None and is_dense(model, self.plan):
             self.plan = None  # a training of another model, or from the start
         if self.plan is None:
+            if (self.at_step or 0) >= state.max_steps or (self.at_epoch or 0) >= state.num_train_epochs:
+                _logger.warning(
+                    "srr_ext: nothing will be pruned: %s, counted from 0, and the training has %d epochs of together "
+                    "%d steps",
+                    f"at_epoch is {self.at_epoch}" if self.at_step is None else f"at_step is {self.at_step}",
+                    state.num_train_epochs,
+                    state.max_steps,
+                )
             check_network(_unwrapped(model), self.example_inputs, self.options)
 
     def on_epoch_begin(
@@ -159,6 +170,12 @@ class SRRPruningCallback(TrainerCallback):
         if self.at_step is not None and state.global_step >= self.at_step:
             self._prune(state, **kwargs)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse after the first step, and not epochs later, an optimiser with state that cannot be cut."""
+        if self.plan is None and not self._checked:
+            check_state(_inner(kwargs["optimizer"]))
+            self._checked = True
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the plan into the checkpoint."""
         if self.plan is not None and state.is_world_process_zero:
@@ -168,10 +185,16 @@ class SRRPruningCallback(TrainerCallback):
     def _prune(self, state: TrainerState, *, model: nn.Module, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
         if self.plan is not None:
             return
-        inner = getattr(optimizer, "optimizer", optimizer)  # what accelerate has wrapped
-        self.plan = prune_in_place(model, self.example_inputs, self.options, twin=_unwrapped(model), optimizers=[inner])
+        twin, optimizers = _unwrapped(model), [_inner(optimizer)]
+        self.plan = prune_in_place(model, self.example_inputs, self.options, twin=twin, optimizers=optimizers)
         _logger.info(sentence(self.plan, f"step {state.global_step}"))
         state.log_history.append({**summary(self.plan), "step": state.global_step, "epoch": state.epoch or 0.0})
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimiser that accelerate has wrapped."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

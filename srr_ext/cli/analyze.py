@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from rich.console import Console
@@ -13,8 +14,10 @@ from srr_ext.cli.running import on_screen
 from srr_ext.cli.tables import make_console, pin_table, redundancy_table
 from srr_ext.cli.training import dense_network
 from srr_ext.config import AnalyzeConfig
+from srr_ext.cost import CostModel
 from srr_ext.files import write_json
 from srr_ext.redundancy import analyze
+from srr_ext.training.lending import lent_to
 
 
 def show(config: AnalyzeConfig, console: Console) -> None:
@@ -38,8 +41,13 @@ def show(config: AnalyzeConfig, console: Console) -> None:
     images = steps.load_data(config, session)
     network = dense_network(config, images, session, steps.rehearse if config.weights is None else None)
     example = images.example()
-    with blame(flag_of(next(iter(config.target))), AnalyzeConfig):
+    with blame(flag_of(next(iter(config.target))), AnalyzeConfig), ExitStack() as stack:
         analysis = analyze_channels(network, example, ignored=config.ignored)
+        if config.keep_latency is not None:  # the device and the threads with which `prune` measures
+            device = steps.check_device(config)
+            example = example.to(device)
+            stack.enter_context(lent_to(device, network))
+            stack.enter_context(steps.threads_for_macs(CostModel(analysis, "macs").dense))
         report = analyze(
             network,
             example,

@@ -13,14 +13,15 @@ from srr_ext.cli.running import Run
 from srr_ext.config import Planning, RetrainOptions
 from srr_ext.data import ImageData
 from srr_ext.latency import measure_latency
-from srr_ext.latency_table.cost import DEFAULT_BATCH
+from srr_ext.latency_table.cost import DEFAULT_BATCH, with_batch
 from srr_ext.training import evaluate, evaluate_topk, make_accelerator
 
 
 def latency_batch(config: RetrainOptions, images: ImageData) -> Tensor:
-    """Return the images that times are measured on."""
+    """Return the images that times are measured on; fewer are repeated where so many were asked for."""
     size = config.latency_batch if isinstance(config, Planning) else DEFAULT_BATCH
-    return next(iter(images.batches("test", size)))[0].to(steps.check_device(config))
+    batch = next(iter(images.batches("test", size)))[0].to(steps.check_device(config))
+    return with_batch(batch, size) if isinstance(config, Planning) else batch
 
 
 def measure(

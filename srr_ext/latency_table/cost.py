@@ -53,7 +53,8 @@ class LatencyCost(CostModel):
     dense : int
         Of the dense network, measured as a whole.
     unmeasured : tuple of str
-        Operators that cannot be called by themselves, whose times are in none of the sums.
+        Operators that cannot be called by themselves, whose times are in none of the sums, or not at some of the sizes
+        that were asked for, where they count as they do in the dense network.
 
     Raises
     ------
@@ -94,6 +95,7 @@ class LatencyCost(CostModel):
         self._groups = {group.name: group for group in groups}
         device = next((tensor.device for tensor in tensors_in([inputs, *model.parameters()])), torch.device("cpu"))
         self.table = table or LatencyTable(device)
+        self.table.begin(device)
         progress = progress or silent()
         operations = record_operations(self._model, inputs)
         self._digest = digest_of(operations)
@@ -103,6 +105,7 @@ class LatencyCost(CostModel):
             for group in dict.fromkeys(group for shares in placed.shares for group, _ in shares):
                 self._of_group[group].append(at)
         self._known: dict[tuple[Family, tuple[int, ...]], int] = {}
+        self._refused: list[Operation] = []  # by torch, at sizes between the smallest and the full one
         self._measure(keep, progress)
         self._full = [self._time(placed, {}) for placed in self._placed]
         self._sum = max(1, sum(self._full))
@@ -113,8 +116,8 @@ class LatencyCost(CostModel):
     @property
     def unmeasured(self) -> tuple[str, ...]:
         """Operators that cannot be called by themselves."""
-        missing = (p.family.operation for p in self._placed if self.table.operation(p.family.operation) is None)
-        return tuple(dict.fromkeys(str(operation.operator) for operation in missing))
+        missing = [p.family.operation for p in self._placed if self.table.operation(p.family.operation) is None]
+        return tuple(dict.fromkeys(str(operation.operator) for operation in [*missing, *self._refused]))
 
     def layer_cost(self, layer: Layer, n_in: int, n_out: int) -> int:
         """Refuse: times are those of operations, many of which belong to no layer with weights."""
@@ -233,9 +236,17 @@ class LatencyCost(CostModel):
         """Nanoseconds of one operation when so many vertices of each group are gone."""
         family, steps = placed.family, placed.steps(gone)
         if (family, steps) not in self._known:
-            times = [(self.table.operation(family.at(corner)) or 0, w) for corner, w in family.corners(steps)]
+            times = [(self._corner(family, corner), weight) for corner, weight in family.corners(steps)]
             self._known[family, steps] = round(sum(time * weight for time, weight in times))
         return self._known[family, steps]
+
+    def _corner(self, family: Family, steps: tuple[int, ...]) -> int:
+        """Nanoseconds of an operation at a size that is measured."""
+        operation = family.at(steps)
+        time, full = self.table.operation(operation), self.table.operation(family.operation)
+        if time is None and full is not None:
+            self._refused.append(operation)
+        return time or full or 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +299,14 @@ class LatencyWalker:
         return self.current
 
 
+def check_batch(batch: int) -> None:
+    """Refuse what is no number of images, as `with_batch` does."""
+    if isinstance(batch, bool) or not isinstance(batch, int):
+        raise TypeError(f"latency_batch must be an integer, got {batch!r}")
+    if batch < 1:
+        raise ValueError(f"latency_batch must be at least 1, got {batch}")
+
+
 def with_batch(example_inputs: Any, batch: int) -> Any:
     """Repeat the images of example inputs, or leave some out, until there are so many.
 
@@ -310,10 +329,7 @@ def with_batch(example_inputs: Any, batch: int) -> Any:
     TypeError
         If ``batch`` is no integer.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int):
-        raise TypeError(f"latency_batch must be an integer, got {batch!r}")
-    if batch < 1:
-        raise ValueError(f"latency_batch must be at least 1, got {batch}")
+    check_batch(batch)
     first = next((tensor for tensor in tensors_in(example_inputs) if tensor.ndim), None)
     size = 0 if first is None else len(first)
     if not size:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import product
+from math import lcm
 
 from srr_ext.latency_table.operations import Operation, TensorPart
 
@@ -132,7 +133,9 @@ def place(
     -----
     With :math:`n` the size in the dense network and :math:`n'` without :math:`r` vertices of a group, each vertex is
     worth the share :math:`(n - n') / (r n)`, which is exact where all vertices have equally many channels in a layer,
-    and a mean where they have not. Sizes with the same shares of the same groups are one axis. An operation with more
+    and a mean where they have not. Sizes with the same shares of the same groups are one axis, which goes down by steps
+    of one vertex where these are the coarser ones: 3 channels at once in a convolution of 3 groups that all lose one
+    together, as torch computes no other numbers of channels there. An operation with more
     than two axes, a concatenation of many inputs say, has one instead: the mean of them, weighted by their sizes.
     """
     shares: list[dict[int, dict[str, Fraction]]] = [{} for _ in operations]
@@ -144,7 +147,7 @@ def place(
             for slot, (n, m) in enumerate(zip(before.numbers, after.numbers, strict=True)):
                 if n > m > 0:
                     shares[at].setdefault(slot, {})[group] = Fraction(n - m, count * n)
-    families: dict[tuple[str, tuple[tuple[int, int], ...]], Family] = {}
+    families: dict[tuple[object, ...], Family] = {}
     placed = []
     for operation, of_slots in zip(operations, shares, strict=True):
         axes: dict[Shares, list[int]] = {}
@@ -153,9 +156,12 @@ def place(
         finest = min
         if len(axes) > 2:
             axes, finest = {_mean(operation, axes): list(of_slots)}, max
-        full = tuple(finest(operation.numbers[slot] for slot in slots) for slots in axes.values())
+        full = tuple(
+            min(finest(operation.numbers[slot] for slot in slots), lcm(*(share.denominator for _, share in shares)))
+            for shares, slots in axes.items()
+        )
         axis_of = {slot: axis for axis, slots in enumerate(axes.values()) for slot in slots}
-        name = (operation.key, tuple(sorted(axis_of.items())))
+        name = (operation.key, full, tuple(sorted(axis_of.items())))
         family = families.setdefault(name, Family(operation, full, axis_of, block))
         placed.append(Placed(family, tuple(axes)))
     return placed

@@ -9,14 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from srr_ext.inputs import tensors_in
+from srr_ext.inputs import run, tensors_in
 from srr_ext.latency import measure_latency, settle_memory, undisturbed_clock
 from srr_ext.latency_table.operations import Operation
+from srr_ext.measuring import measuring
 
 _ROUNDS = 3  # of an operation, at least
 _ENOUGH_NS = 20_000_000  # then no more after this time
 _AGREE = 1.05  # until the two fastest are as near as this
 _MOST = 6  # but no longer than so many times _ENOUGH_NS
+_PASSES = (5, 12)  # of a network, at least: fewer of a slow one,
+_PATIENCE = 15.0  # so that they take about so many seconds
 
 
 class Stopwatch(Protocol):
@@ -47,9 +50,12 @@ class TorchStopwatch:
     def __init__(self, seconds: float = 2.0) -> None:
         self._seconds = seconds
 
-    @torch.inference_mode()
     def operation(self, operation: Operation) -> int | None:
         """Time one operation, on tensors of its own; see `Stopwatch`."""
+        with measuring(0), torch.inference_mode():
+            return self._operation(operation)
+
+    def _operation(self, operation: Operation) -> int | None:
         cuda = operation.device.type == "cuda"
         calls = 10 if cuda else 1
         try:
@@ -80,5 +86,12 @@ class TorchStopwatch:
     def networks(self, models: Sequence[nn.Module], inputs: Any) -> list[int]:
         """Time networks in turns; see `srr_ext.latency.measure_latency`."""
         device = next((tensor.device for tensor in tensors_in(inputs)), torch.device("cpu"))
-        taken = measure_latency(models, inputs, seconds=self._seconds, rounds=12, clock=undisturbed_clock(device))
+        with measuring(0):
+            begin = time.perf_counter()
+            for model in models:
+                run(model, inputs)
+            fewest, usual = _PASSES
+            rounds = max(fewest, min(usual, int(_PATIENCE / (time.perf_counter() - begin))))
+            clock = undisturbed_clock(device)
+            taken = measure_latency(models, inputs, seconds=self._seconds, rounds=rounds, clock=clock)
         return [max(1, round(1e6 * ms)) for ms in taken]

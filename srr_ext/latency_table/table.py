@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -72,6 +71,28 @@ class LatencyTable:
         """How many channels the device computes at once, which is where times go up by steps."""
         return 16 if "512" in self.environment["capability"] else 8
 
+    def begin(self, device: torch.device) -> None:
+        """Forget what has been asked so far, which `digest` is about; what has been measured stays.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the next operations are.
+
+        Raises
+        ------
+        ValueError
+            If the table is of another device or number of threads: its times would be remembered as those.
+        """
+        here = environment_of(device)
+        for name in ("device", "threads"):
+            if here[name] != self.environment[name]:
+                raise ValueError(
+                    f"latency_table: is of {self.environment[name]!r} ({name}), and here it is {here[name]!r}; make it "
+                    "for the model's device, after the number of threads is set"
+                )
+        self._asked = {}
+
     def operation(self, operation: Operation) -> int | None:
         """Return the nanoseconds of an operation; None if it cannot be measured by itself."""
         key = operation.key
@@ -102,7 +123,7 @@ class LatencyTable:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the environment and of everything that has been asked for, with the answers."""
+        """SHA-256 of the environment and of everything that has been asked for since `begin`, with the answers."""
         content = json.dumps([self.environment, self._asked], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -209,6 +230,8 @@ def _is_time(value: Any) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes and threads from writing the same file."""
+    import fcntl
+
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

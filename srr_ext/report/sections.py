@@ -125,11 +125,15 @@ def summary(report: Mapping[str, Any]) -> Table:
 
 
 def test_size(report: Mapping[str, Any]) -> str:
-    """Say how much one test image weighs; empty where their number is unknown."""
+    """Say how much one test image weighs, and what was left out; empty where their number is unknown."""
     images = report.get("n_test_images")
     if not images:
         return ""
-    return f"Accuracy is measured on {plural(images, 'test image')}, so one image is {100 / images:.2g} points."
+    size = f"Accuracy is measured on {plural(images, 'test image')}, so one image is {100 / images:.2g} points."
+    left = report.get("skipped_images") or {}
+    if not any(left.values()):
+        return size
+    return f"{size} Left out, as they cannot be read: {left['train']} training and {left['test']} test images."
 
 
 def redundancy(structure: Mapping[str, Any]) -> Picture | Missing:
