@@ -388,3 +388,13 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
 
 def test_options_by_name() -> None:
     assert get_update("reconstruct:mu=1,positions=0,relative=false") == Reconstruction(1.0, 0, relative=False)
+
+
+def test_networks_that_compute_nothing_are_refused() -> None:
+    """Finite weights may still make infinite activations; fitted to those, weights would be nan."""
+    net, inputs = chain_of_three(dtype=torch.float32)
+    small, plan = prune(net, inputs)
+    with torch.no_grad():
+        next(small.parameters()).fill_(3e38)
+    with pytest.raises(ValueError, match="numbers that are not finite, so that there is nothing to fit"):
+        update_weights(net, small, plan, inputs, "reconstruct", data=[(inputs, torch.zeros(len(inputs)).long())])

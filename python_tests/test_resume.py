@@ -154,3 +154,18 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(whole: dict[
         assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, 130), said
         assert process.returncode != 130 or "--resume" in said.splitlines()[-1]
     same(folder, whole["prune"])
+
+
+def test_what_a_killed_write_has_left_goes(whole: dict[str, Path]) -> None:
+    """Halves of files under temporary names; what somebody else has put there stays."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_power(patch, 4, before=True)
+        main([*words("prune"), "--output", "run"])
+    halves = [Path("run/.dense.safetensors.3_mgidqq"), Path("run/checkpoint/.reached.json.abcdefgh")]
+    foreign = Path("run/.notes.json")
+    for path in (*halves, foreign):
+        path.write_text("half")
+    assert main([words("prune")[0], "--resume", "run"]) == 0
+    assert not any(path.exists() for path in halves) and foreign.read_text() == "half"
+    foreign.unlink()
+    same(Path("run"), whole["prune"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = re.compile(r"\..+\.(json|jsonl|safetensors|html)\.[a-z0-9_]{8}")
 LARGEST = 64 << 20  # bytes of a JSON file or a log; a plan for a million channels has a tenth of it
 
 
@@ -39,6 +41,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what `replace_file` has left in a folder when it was killed; nobody may be writing there."""
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
 
 
 def _to_disk(path: Path) -> None:

@@ -24,7 +24,7 @@ from srr_ext.artifacts import RunFolder
 from srr_ext.checkpoints import Checkpoint, Finished, Reached, check_resumable
 from srr_ext.cli.parsing import UsageError, as_dict, blame, blame_images, parse
 from srr_ext.cli.tables import make_console
-from srr_ext.files import read_json
+from srr_ext.files import read_json, remove_temporary
 from srr_ext.processes import ALONE, Disagreement, Processes, is_lost, processes
 from srr_ext.progress import Progress, on, silent
 from srr_ext.report import EventLog
@@ -401,6 +401,8 @@ def resume_in_folder(
                 settings = parse(config, ["--config", str(path / artifacts.CONFIG)], prog)
                 check_code(settings.model, code)
                 records, words = checkpoint.rewind_log(), checkpoint.command
+                for place in (path, checkpoint.path):
+                    remove_temporary(place)
                 shutil.rmtree(path / artifacts.EVENTS, ignore_errors=True)  # written anew from the log
             stack.enter_context(terminable())
             folder = RunFolder(path, "", resume=True)

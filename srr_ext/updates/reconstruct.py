@@ -175,6 +175,11 @@ class Reconstruction:
         for batch, part in zip(wanted, samples(work, [name], context, self.positions, calls=calls), strict=True):
             for target, sample in zip(batch, part.get(name, []), strict=True):
                 rows = sample.patches.unflatten(1, (n_groups, n_in)).flatten(2).transpose(0, 1)
+                if not bool(rows.isfinite().all()) or not bool(target.outputs.isfinite().all()):
+                    raise ValueError(
+                        f"data: layer {name!r} meets numbers that are not finite, so that there is nothing to fit; "
+                        "check the images, and the weights of both networks"
+                    )
                 if bias is not None:
                     rows = torch.cat([rows, rows.new_ones(n_groups, rows.shape[1], 1)], 2)
                 squares = None
