@@ -59,6 +59,12 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def cache_folder() -> Path:
+    """Return the package's folder in the user's cache, by the XDG base directory specification."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "srr_ext"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file through :func:`replace_file`."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

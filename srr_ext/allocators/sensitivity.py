@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from srr_ext.allocators.merge import merge
 from srr_ext.calibration import Batch
 from srr_ext.channels.records import ChannelGroup
 from srr_ext.cost import CostModel, Target
-from srr_ext.files import read_json, write_json
+from srr_ext.files import cache_folder, read_json, write_json
 from srr_ext.inputs import detached, run
 from srr_ext.layers import channels_of, kept_positions, zero_outputs
 from srr_ext.measuring import measuring
@@ -155,7 +153,7 @@ class Sensitivity:
         """Read from the cache what was measured, or measure and put it there."""
         key = self._key(groups, points, context)
         try:
-            path = _cache_folder() / "sensitivity" / f"{key}.json"
+            path = cache_folder() / "sensitivity" / f"{key}.json"
         except RuntimeError as error:  # no home folder
             warnings.warn(f"the cache cannot be written ({error}); set XDG_CACHE_HOME", stacklevel=5)
             return self._measured(groups, points, context)
@@ -218,12 +216,6 @@ def _accuracy(model: nn.Module, batches: Iterator[Batch], seed: int) -> float:
         hits = (scores.argmax(1) == targets).sum()
         right, total = hits if right is None else right + hits, total + targets.numel()
     return 100 * int(right) / total if right is not None else 0.0
-
-
-def _cache_folder() -> Path:
-    """Return the package's folder in the user's cache, by the XDG base directory specification."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "srr_ext"
 
 
 def _checked(record: Any, key: str, groups: Sequence[ChannelGroup], points: Sequence[Sequence[int]]) -> dict[str, Any]:

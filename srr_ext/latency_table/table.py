@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import warnings
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from srr_ext.files import read_json, write_json
+from srr_ext.files import cache_folder, read_json, write_json
 from srr_ext.latency_table.operations import Operation
 from srr_ext.latency_table.stopwatch import Stopwatch, TorchStopwatch
 
@@ -191,12 +190,6 @@ def environment_of(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "settings": settings,
     } | found
-
-
-def cache_folder() -> Path:
-    """Return the package's folder in the user's cache, by the XDG base directory specification."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "srr_ext"
 
 
 def _processor() -> str:
