@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(whole: Path,
     begin = [*COMMANDS["prune"], "--output", "run"]
     once = "srr prune --resume run goes on, started as 2 processes again"
     deaths = {
-        "1@1:kill": (once, "train dense"),  # whose first epoch is finished
+        "1@1:kill": (once, ""),  # the first may or may not have written the state of the first epoch by then
         "0@1:term": (once, "train dense"),
         "1@3:kill": (once, ""),
         "0@3:kill": ("", ""),  # who would say it
@@ -159,7 +159,8 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(whole: Path,
         assert "changes" not in result.stderr and "Traceback" not in "".join(
             text for text in result.stderr.splitlines() if text.startswith("[rank")
         )
-        reached = json.loads((tmp_path / "run" / "checkpoint" / "reached.json").read_text())
+        record = tmp_path / "run" / "checkpoint" / "reached.json"
+        reached = json.loads(record.read_text()) if record.exists() else {}
         assert not training or reached["training"] == training
     assert reached["stage"] == "round"
     result = watched(["prune", "--resume", "run"], folder=tmp_path)
